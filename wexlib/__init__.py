@@ -1,0 +1,38 @@
+"""Weight excitation: attention computed on a network's weights instead of its feature maps.
+
+    >>> from wexlib import excite, fold, Standardize, Location, SE
+    >>> excite(model, [Standardize(), Location(SE())])   # train it
+    >>> fold(model)                                      # ship it: plain layers, plain weights
+
+The names below are imported when first used, so that the pipeline's light steps never load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wexlib.attach import attend, describe, excite, fold, pause, resume
+    from wexlib.attention import BAM, CBAM, SE, Triplet
+    from wexlib.excitation import Location, Magnitude, Standardize
+    from wexlib.record import load
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "attach": ("attend", "describe", "excite", "fold", "pause", "resume"),
+    "attention": ("BAM", "CBAM", "SE", "Triplet"),
+    "excitation": ("Location", "Magnitude", "Standardize"),
+    "record": ("load",),
+}
+MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    if name in MODULE_OF:
+        return getattr(import_module(f"wexlib.{MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'wexlib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

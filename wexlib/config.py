@@ -1,0 +1,405 @@
+"""From ``params.yaml`` and a scale to one validated plan a run.
+
+A plan is a plain dictionary, written as JSON, and all that a run sees of ``params.yaml``. It also
+names the code that the run uses by digests that comments, docstrings and formatting leave alone, so
+a run is stale exactly when its parameters, its data or its code changed.
+"""
+
+import ast
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import wexlib
+from wexlib.files import write_json
+from wexlib.names import choose
+
+SCALES = ("smoke", "demo", "cpu", "gpu", "thesis")
+ROLES = ("cifar10", "cifar100", "cinic10", "imagenet")
+EMBEDDED = ("digits10", "digits100")
+PLAYGROUND = "playground"
+
+
+# --- what a key may hold --------------------------------------------------------------------
+
+
+def _number(low: float, high: float = math.inf, *, whole: bool = False, strict: bool = False):
+    kind = "a whole number" if whole else "a number"
+    above = f"above {low:g}" if strict else f"of at least {low:g}"
+    bound = above + ("" if high == math.inf else f" and at most {high:g}")
+
+    def check(value: object, key: str) -> float | int:
+        good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not good or not math.isfinite(value) or value > high or value < low:
+            good = False
+        if not good or (strict and value == low):
+            raise ValueError(f"{key}: expected {kind} {bound}, got {value!r}")
+        return value if whole else float(value)
+
+    return check
+
+
+def _flag(value: object, key: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{key}: expected true or false, got {value!r}")
+    return value
+
+
+def _one_of(*allowed: str):
+    def check(value: object, key: str) -> str:
+        return choose(value, allowed, key)
+
+    return check
+
+
+def _name_from(names: Callable[[], Iterable[str]], *extra: str):
+    """One of names that a module of wexlib defines: imported only when a plan is made."""
+
+    def check(value: object, key: str) -> str:
+        return choose(value, [*extra, *names()], key)
+
+    return check
+
+
+def _text(value: object, key: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key}: expected a text, got {value!r}")
+    return value
+
+
+def _list_of(check):
+    def checked(value: object, key: str) -> list:
+        if not isinstance(value, list):
+            raise ValueError(f"{key}: expected a list, got {value!r}")
+        return [check(item, f"{key}.{i}") for i, item in enumerate(value)]
+
+    return checked
+
+
+def _seeds(value: object, key: str) -> list[int]:
+    """``3`` means the seeds 0, 1, 2; a list names them."""
+    if isinstance(value, list):
+        seeds = _list_of(_number(0, whole=True))(value, key)
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"{key}: expected different seeds, at least one, got {value!r}")
+        return seeds
+    return list(range(_number(1, whole=True)(value, key)))
+
+
+def _attentions() -> Iterable[str]:
+    from wexlib.attention import ATTENTIONS
+
+    return ATTENTIONS
+
+
+def _activations() -> Iterable[str]:
+    from wexlib.attention import ACTIVATIONS
+
+    return ACTIVATIONS
+
+
+def _functions() -> Iterable[str]:
+    from wexlib.magnitude import FUNCTIONS
+
+    return FUNCTIONS
+
+
+def _models() -> Iterable[str]:
+    from wexlib.models import MODELS
+
+    return MODELS
+
+
+def _datasets() -> Iterable[str]:
+    from wexlib.data import DATASETS
+
+    return DATASETS
+
+
+#: The excitation of a run: key -> (check, default). The defaults excite nothing.
+WE = {
+    "standardize": (_flag, False),
+    "attention": (_name_from(_attentions, "none"), "none"),
+    "skips": (_flag, False),
+    "activation": (_name_from(_activations), "relu"),
+    "gate": (_name_from(_activations), "sigmoid"),
+    "reduction": (_number(1, whole=True), 16),
+    "magnitude": (_name_from(_functions, "none"), "none"),
+    "eps": (_number(0, strict=True), 0.1),
+    "layers": (_one_of("conv", "linear", "conv+linear"), "conv"),
+}
+
+#: The training of a run: key -> check. Every key has its value in a recipe of ``params.yaml``.
+TRAIN = {
+    "epochs": _number(1, whole=True),
+    "batch": _number(2, whole=True),
+    "optimizer": _one_of("sgd", "adam", "adamw"),
+    "lr": _number(0, strict=True),
+    "momentum": _number(0, 1),
+    "weight_decay": _number(0),
+    "schedule": _one_of("constant", "step", "cosine", "onecycle"),
+    "milestones": _list_of(_number(1, whole=True)),
+    "gamma": _number(0, 1, strict=True),
+    "precision": _one_of("float32", "bf16"),
+    "channels_last": _flag,
+}
+
+_RUN_KEYS = ("model", "model_options", "we", "recipe", "train", "seeds", "scales")
+_SCALE_KEYS = ("seeds", "threads", "data", "models", "train", "recipes")
+_DATA_KEYS = ("dataset", "train", "validation", "test", "missing")
+_TOP_KEYS = ("scale", "model", "data", "we", "train", "recipes", "scales", "runs")
+
+
+def _mapping(value: object, key: str, allowed: Iterable[str] | None = None) -> dict:
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key}: expected keys and values, got {value!r}")
+    for name in value if allowed is not None else ():
+        choose(name, allowed, f"key in {key}:")
+    return dict(value)
+
+
+def _excitation(value: object, key: str) -> dict:
+    given = _mapping(value, key, WE)
+    we = {
+        name: check(given.get(name, default), f"{key}.{name}")
+        for name, (check, default) in WE.items()
+    }
+    if we["skips"] and we["attention"] == "none":
+        raise ValueError(f"{key}.skips: true needs an attention, and {key}.attention is none")
+    return we
+
+
+def _training(layers: list[tuple[str, object]]) -> dict:
+    """Later layers win; ``null`` leaves what was."""
+    merged, origin = {}, {}
+    for key, layer in layers:
+        for name, value in _mapping(layer, key, TRAIN).items():
+            if value is not None:
+                merged[name], origin[name] = TRAIN[name](value, f"{key}.{name}"), key
+    missing = [name for name in TRAIN if name not in merged and name not in ("milestones", "gamma")]
+    if missing:
+        raise ValueError(f"{layers[0][0]}: {', '.join(missing)} is missing: give it a value there")
+    if merged["schedule"] == "step":
+        if not merged.get("milestones") or "gamma" not in merged:
+            raise ValueError(
+                f"{origin['schedule']}.schedule: step needs milestones (epochs) and gamma (a factor)"
+            )
+    else:
+        merged.pop("milestones", None), merged.pop("gamma", None)
+    if merged["optimizer"] != "sgd":
+        merged.pop("momentum")
+    return merged
+
+
+# --- plans ----------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict:
+    """``params.yaml`` by YAML 1.2, as DVC reads it (papermill's YAML 1.1 takes 1e-3 for a text).
+
+    Raises:
+        ValueError: not YAML, or an unknown top-level key.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        params = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ValueError(f"{Path(path).name}{line}: not valid YAML: {problem}") from None
+    return _mapping(params, "params.yaml", _TOP_KEYS)
+
+
+def data_plans(params: dict, scale: str) -> dict[str, dict]:
+    """What each dataset role is at ``scale``: ``{role: {"dataset", "train", …} or {"missing"}}``."""
+    spec = _scale(params, scale)
+    roles = _mapping(spec.get("data"), f"scales.{scale}.data", ROLES)
+    plans = {}
+    for role in ROLES:
+        key = f"scales.{scale}.data.{role}"
+        if role not in roles:
+            raise ValueError(f"{key} is missing: name its dataset there")
+        given = _mapping(roles[role], key, _DATA_KEYS)
+        if "missing" in given:
+            plans[role] = {"role": role, "missing": _text(given["missing"], f"{key}.missing")}
+            continue
+        count = _number(1, whole=True)
+        plans[role] = {
+            "role": role,
+            "dataset": _name_from(_datasets)(given.get("dataset"), f"{key}.dataset"),
+            "stand_in": given["dataset"] != role,
+            "train": None if given.get("train") is None else count(given["train"], f"{key}.train"),
+            "validation": _number(0, whole=True)(given.get("validation", 0), f"{key}.validation"),
+            "test": None if given.get("test") is None else count(given["test"], f"{key}.test"),
+        }
+    return plans
+
+
+def _scale(params: dict, scale: str) -> dict:
+    scales = _mapping(params.get("scales"), "scales", SCALES)
+    choose(scale, SCALES, "scale")
+    if scale not in scales:
+        raise ValueError(f"scales.{scale} is missing in params.yaml")
+    return _mapping(scales[scale], f"scales.{scale}", _SCALE_KEYS)
+
+
+def plan_runs(params: dict, scale: str) -> dict[str, dict]:
+    """Every run of ``params.yaml`` at ``scale``, the playground's included, validated.
+
+    Raises:
+        ValueError: one sentence that names the key, what is allowed and the nearest match.
+    """
+    spec = _scale(params, scale)
+    recipes = _mapping(params.get("recipes"), "recipes")
+    _mapping(spec.get("recipes"), f"scales.{scale}.recipes", recipes)
+    _mapping(spec.get("models"), f"scales.{scale}.models", _models())
+    datasets = data_plans(params, scale)
+
+    playground = _mapping(params.get("train"), "train", ["recipe", "seeds", *TRAIN])
+    role = choose(params.get("data"), ROLES, "data")
+    entries = {
+        PLAYGROUND: (
+            "",
+            role,
+            {
+                "model": params.get("model"),
+                "we": params.get("we"),
+                "recipe": playground.pop("recipe", None),
+                "seeds": playground.pop("seeds", None),
+                "train": playground,
+            },
+        )
+    }
+    for role, runs in _mapping(params.get("runs"), "runs", ROLES).items():
+        for name, run in _mapping(runs, f"runs.{role}").items():
+            key = f"runs.{role}.{name}"
+            if not re.fullmatch(r"[a-z0-9_]+(-[a-z0-9_]+)*", name) or name == PLAYGROUND:
+                raise ValueError(
+                    f"{key}: a run's name is of a-z, 0-9, _ and -, and not {PLAYGROUND}"
+                )
+            if name in entries:
+                raise ValueError(f"{key}: another run has this name: choose a different one")
+            entries[name] = (key, role, _mapping(run, key, _RUN_KEYS))
+
+    plans = {}
+    for name, (key, role, run) in entries.items():
+        dot = f"{key}." if key else ""
+        model = _name_from(_models)(run.get("model"), f"{dot}model")
+        recipe = choose(run.get("recipe"), recipes, f"{dot or 'train.'}recipe")
+        scales = _list_of(_one_of(*SCALES))(run.get("scales", list(SCALES)), f"{dot}scales")
+        options = _mapping((spec.get("models") or {}).get(model), f"scales.{scale}.models.{model}")
+        plans[name] = {
+            "run": name,
+            "scale": scale,
+            "data": datasets[role],
+            "model": model,
+            "model_options": options | _mapping(run.get("model_options"), f"{dot}model_options"),
+            "we": _excitation(run.get("we"), f"{dot}we"),
+            "recipe": recipe,
+            "train": _training(
+                [
+                    (f"recipes.{recipe}", recipes[recipe]),
+                    (f"scales.{scale}.train", spec.get("train")),
+                    (f"scales.{scale}.recipes.{recipe}", (spec.get("recipes") or {}).get(recipe)),
+                    (f"{dot}train", run.get("train")),
+                ]
+            ),
+            "seeds": _seeds(run.get("seeds") or spec.get("seeds"), f"{dot}seeds"),
+            "threads": _number(1, whole=True)(spec.get("threads"), f"scales.{scale}.threads"),
+        }
+        if scale not in scales:
+            plans[name]["data"] = {"role": role, "missing": f"exists only at {', '.join(scales)}"}
+    return plans
+
+
+# --- code digests ---------------------------------------------------------------------------
+
+
+def code_text(source: str) -> str:
+    """``source`` without comments, docstrings and formatting, the same on every Python.
+
+    ``ast.dump`` differs between Python versions in the empty fields it shows; this shows none.
+    """
+
+    def show(node: object) -> str:
+        if isinstance(node, list):
+            return f"[{', '.join(map(show, node))}]"
+        if not isinstance(node, ast.AST):
+            return repr(node)
+        fields = ((k, v) for k, v in ast.iter_fields(node) if v is not None and v != [])
+        return f"{type(node).__name__}({', '.join(f'{k}={show(v)}' for k, v in fields)})"
+
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    return show(tree.body)
+
+
+def notebook_code(path: Path) -> str:
+    """The code cells of a notebook as one source, each after its tags."""
+    try:
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a notebook: restore it with git restore {path}") from None
+    return "\n".join(
+        f"{cell['metadata'].get('tags', [])!r}\n{''.join(cell['source'])}"
+        for cell in cells
+        if cell["cell_type"] == "code"
+    )
+
+
+def _imports(source: str) -> set[str]:
+    """The modules of wexlib that ``source`` imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "wexlib":
+            found |= {wexlib.MODULE_OF.get(alias.name, alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wexlib."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("wexlib.")}
+    return found
+
+
+def code_digests(sources: Mapping[str, str], start: Iterable[str]) -> dict[str, str]:
+    """Digests of the modules in ``sources`` that ``start`` reaches by imports."""
+    digests, todo = {}, list(start)
+    while todo:
+        name = todo.pop()
+        if name in digests or name not in sources:
+            continue
+        try:
+            text = code_text(sources[name])
+        except SyntaxError as error:
+            raise ValueError(f"{name}, line {error.lineno}: {error.msg}") from None
+        digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        todo.extend(_imports(sources[name]))
+    return dict(sorted(digests.items()))
+
+
+def write_plans(folder: Path, params: dict, scale: str) -> dict[str, dict]:
+    """Write ``build/plan/<scale>/<run>.json`` and ``…/data/<role>.json`` under ``folder``.
+
+    Everything is validated before the first file is written.
+    """
+    sources = {p.stem: p.read_text(encoding="utf-8") for p in (folder / "wexlib").glob("*.py")}
+    sources["train.ipynb"] = notebook_code(folder / "notebooks" / "train.ipynb")
+    plans, datasets = plan_runs(params, scale), data_plans(params, scale)
+    code = code_digests(sources, ["train.ipynb"])
+    data_code = code_digests(sources, ["data"])
+    out = folder / "build" / "plan" / scale
+    for role, plan in datasets.items():
+        write_json(out / "data" / f"{role}.json", plan | {"code": data_code})
+    for name, plan in plans.items():
+        write_json(out / f"{name}.json", plan | {"code": code})
+    return plans

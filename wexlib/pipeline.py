@@ -1,0 +1,293 @@
+"""What the stages of ``dvc.yaml`` call, and ``make``: ``python -m wexlib.pipeline --help``.
+
+Every failure ends with one sentence and a non-zero exit.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from wexlib import config
+from wexlib.files import root, write, write_json, write_text
+
+RESTORE = "git restore results dvc.lock && dvc checkout --allow-missing"
+
+
+def plan(scale: str) -> None:
+    """Validate ``params.yaml`` and the tables, and write every run's plan at ``scale``."""
+    from wexlib.results import read_tables
+
+    home = root()
+    plans = config.write_plans(home, config.read(home / "params.yaml"), scale)
+    read_tables(home / "tables.yaml", runs=plans)
+    print(f"{len(plans)} runs planned at scale {scale}")
+
+
+def data(scale: str, role: str) -> None:
+    """Prepare the arrays of a dataset role."""
+    import json
+
+    from wexlib.data import prepare
+
+    spec = json.loads((root() / "build" / "plan" / scale / "data" / f"{role}.json").read_text())
+    folder = root() / "data" / scale / role
+    if "missing" in spec:
+        write_json(folder / "meta.json", {"missing": spec["missing"]})
+        print(f"{role} at scale {scale}: {spec['missing']}")
+        return
+    prepare(
+        spec["dataset"],
+        folder,
+        train=spec["train"],
+        validation=spec["validation"],
+        test=spec["test"],
+    )
+
+
+def run(name: str) -> None:
+    """Train the run ``<scale>/<run>`` in ``notebooks/train.ipynb``."""
+    executed = root() / "build" / "executed" / f"{name}.ipynb"
+    execute(root() / "notebooks" / "train.ipynb", executed, {"run": name, "write": True}, name)
+
+
+def chapter(notebook: str, scale: str) -> None:
+    """Run a chapter's notebook for ``scale``."""
+    executed = root() / "reports" / scale / f"{notebook}.ipynb"
+    execute(root() / "notebooks" / f"{notebook}.ipynb", executed, {"scale": scale}, notebook)
+
+
+def execute(notebook: Path, executed: Path, parameters: dict, title: str) -> None:
+    """Run a notebook through papermill; its kernel's progress shows on the terminal.
+
+    Raises:
+        RuntimeError: a cell failed; the executed notebook keeps the traceback.
+    """
+    # papermill takes an unknown parameter for a warning and goes on with the default.
+    import papermill
+
+    known = papermill.inspect_notebook(str(notebook))
+    for parameter in parameters:
+        if parameter not in known:
+            raise ValueError(
+                f"{notebook.name} has no parameter {parameter!r} in its parameters cell"
+            )
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        progress = Path(folder) / "progress"
+        # Shards of `make` are watched by it, through the file that it names.
+        os.environ.setdefault("WEXLIB_PROGRESS", str(progress))
+        with Watch([progress], lambda lines: f"{title}  {lines[0]}"):
+            try:
+                papermill.execute_notebook(
+                    str(notebook),
+                    str(executed),
+                    parameters=parameters,
+                    kernel_name="python3",
+                    cwd=str(notebook.parent),
+                    start_timeout=300,
+                    progress_bar=False,
+                    request_save_on_cell_execute=False,
+                    autosave_cell_every=0,
+                    shutdown_kernel="immediate",
+                )
+            except papermill.PapermillExecutionError as error:
+                where = executed.relative_to(root())
+                raise RuntimeError(f"{error.evalue} (traceback: {where})") from None
+
+
+class Watch:
+    """Show what progress files hold: one line that updates, or, not on a terminal, its changes."""
+
+    def __init__(self, files: list[Path], text: Callable[[list[str]], str]) -> None:
+        self.files, self.text = files, text
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+
+    def _loop(self) -> None:
+        shown, wait = None, 0.5 if sys.stderr.isatty() else 10
+        while not self.done.wait(wait):
+            lines = [f.read_text() if f.is_file() else "starting" for f in self.files]
+            text = self.text(lines)
+            if text != shown:
+                end = "" if sys.stderr.isatty() else "\n"
+                print(f"\r\033[K{text}" if not end else text, end=end, file=sys.stderr, flush=True)
+                shown = text
+
+
+# --- make -----------------------------------------------------------------------------------
+
+
+def make(scale: str | None, jobs: int | None) -> None:
+    """``dvc repro``, with as many runs at a time as there are cores.
+
+    ``params.yaml`` is as it was afterwards; after a kill -9 the next call restores it.
+    """
+    home = root()
+    params, kept = home / "params.yaml", home / "build" / "params.yaml.kept"
+    if kept.is_file():
+        write_text(params, kept.read_text(encoding="utf-8"))
+        kept.unlink()
+    text = params.read_text(encoding="utf-8")
+    scale = config.choose(scale or config.read(params)["scale"], config.SCALES, "scale")
+    changed = _with_scale(text, scale)
+    try:
+        if changed != text:
+            write_text(kept, text)
+            write_text(params, changed)
+        _reproduce(home, scale, jobs or _jobs())
+    finally:
+        if changed != text:
+            write_text(params, text)
+            kept.unlink(missing_ok=True)
+
+
+def _with_scale(text: str, scale: str) -> str:
+    import re
+
+    return re.sub(r"(?m)^scale:[ \t]*\S+", f"scale: {scale}", text, count=1)
+
+
+def _jobs() -> int:
+    """Runs take one core each; a GPU takes one run at a time."""
+    import shutil
+
+    return (
+        1
+        if shutil.which("nvidia-smi")
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
+
+
+def _dvc(*words: str, **options: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "dvc", *words], **options)
+
+
+def _reproduce(home: Path, scale: str, jobs: int) -> None:
+    status = _dvc("status", "--json", cwd=home, stdout=subprocess.PIPE, text=True)
+    if status.communicate()[0].strip() == "{}":
+        print(f"scale {scale}: everything is up to date")
+        return
+    began = time.monotonic()
+    _call(home, "repro", "plan", *(f"data@{scale}-{role}" for role in config.ROLES))
+    runs = _run_stages(home, scale)
+    print(f"{len(runs)} runs at scale {scale}, {jobs} at a time", flush=True)
+    _shards(home, runs, jobs)
+    _call(home, "repro")
+    print(f"scale {scale}: done in {(time.monotonic() - began) / 60:.1f} min")
+
+
+def _run_stages(home: Path, scale: str) -> list[str]:
+    import json
+
+    plans = sorted((home / "build" / "plan" / scale).glob("*.json"))
+    roles = {p.stem: json.loads(p.read_text())["data"]["role"] for p in plans}
+    return [
+        f"playground@{scale}" if name == config.PLAYGROUND else f"run-{role}@{scale}-{name}"
+        for name, role in roles.items()
+    ]
+
+
+def _call(home: Path, *words: str) -> None:
+    if code := _dvc(*words, cwd=home).wait():
+        raise RuntimeError(f"dvc {words[0]} failed with exit {code}: the reason stands above")
+
+
+def _shards(home: Path, stages: list[str], jobs: int) -> None:
+    """Several ``dvc repro`` at once, each on its own stages; the first failure stops the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / str(i) for i in range(jobs)]
+        logs = [home / "build" / "log" / f"make-{i}.log" for i in range(jobs)]
+        logs[0].parent.mkdir(parents=True, exist_ok=True)
+        processes = []
+        for i in range(jobs):
+            environment = os.environ | {"WEXLIB_PROGRESS": str(files[i])}
+            with logs[i].open("w") as log:
+                processes.append(
+                    _dvc(
+                        "--wait-for-lock",
+                        "repro",
+                        *stages[i::jobs],
+                        cwd=home,
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+
+        def text(lines: list[str]) -> str:
+            done = sum(log.read_text().count("\nRunning stage") for log in logs)
+            return f"run {done} of {len(stages)}   " + "   |   ".join(lines)
+
+        try:
+            with Watch(files, text):
+                while any(p.poll() is None for p in processes):
+                    if any(p.poll() for p in processes):
+                        break
+                    time.sleep(0.2)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGINT)
+            for process in processes:
+                process.wait()
+        for process, log in zip(processes, logs, strict=True):
+            if process.returncode:
+                sys.stdout.write("".join(log.read_text().splitlines(keepends=True)[-8:]))
+                raise RuntimeError(
+                    f"a run failed: the reason stands above, all of it in {log.relative_to(home)}; "
+                    f"`make` again goes on; lost outputs come back by `{RESTORE}`"
+                )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m wexlib.pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for function, names in (
+        (plan, ["scale"]),
+        (data, ["scale", "role"]),
+        (run, ["name"]),
+        (chapter, ["notebook", "scale"]),
+    ):
+        command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])
+        for name in names:
+            command.add_argument(name)
+        command.set_defaults(function=function)
+    command = commands.add_parser("make", help="dvc repro, several runs at a time")
+    command.add_argument("--scale")
+    command.add_argument("--jobs", type=int)
+    command.set_defaults(function=make)
+    options = vars(parser.parse_args(arguments))
+    function, _ = options.pop("function"), options.pop("command")
+    try:
+        function(**options)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

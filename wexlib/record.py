@@ -1,0 +1,185 @@
+"""A run is data: its plan goes in, its result files come out.
+
+=========================================  =====================================================
+``build/plan/<scale>/<run>.json``          the plan (:mod:`wexlib.config`)
+``results/<scale>/<run>.json``             what the seeds determine: equal to the last bit
+``results/<scale>/curves/<run>.csv``       a row for each seed and epoch
+``results/<scale>/provenance/<run>.json``  time, machine, versions, commit
+``models/<scale>/<run>.safetensors``       the trained weights, ``<seed>.<name in state_dict>``
+=========================================  =====================================================
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from wexlib import data as datasets
+from wexlib.files import root, write, write_json, write_text
+from wexlib.train import Run, build, device
+
+
+def read_plan(run: str) -> dict:
+    """The plan of ``"<scale>/<run>"``.
+
+    Raises:
+        FileNotFoundError: it was not planned.
+    """
+    path = root() / "build" / "plan" / f"{run}.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no plan for run {run!r}: expected <scale>/<run> of params.yaml; make it by `dvc repro plan`"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_data(plan: dict) -> datasets.Data:
+    """The prepared arrays of the plan's dataset role."""
+    return datasets.load(root() / "data" / plan["scale"] / plan["data"]["role"])
+
+
+def state_file(plan: dict, seed: int) -> Path:
+    """Where an unfinished seed is kept: named by the plan's content, so that no other resumes it.
+
+    A queued experiment runs in a temporary copy below ``.dvc/tmp``; its state outlives the copy.
+    """
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
+    home = root()
+    if ".dvc" in home.parts:
+        home = Path(*home.parts[: home.parts.index(".dvc")])
+    return home / "build" / "unfinished" / plan["scale"] / f"{plan['run']}-{digest}" / f"{seed}.pt"
+
+
+def say(text: str) -> None:
+    """Show progress outside the notebook: the pipeline prints what this file holds."""
+    if path := os.environ.get("WEXLIB_PROGRESS"):
+        write_text(Path(path), text)
+
+
+def write_results(plan: dict, data: datasets.Data, runs: dict[int, Run]) -> dict:
+    """Write the four files of a finished run, the result last; return the result."""
+    name, scale, seeds = plan["run"], plan["scale"], list(runs)
+    histories = [runs[seed].history for seed in seeds]
+    last = [history[-1] for history in histories]
+    best = [max(history, key=lambda row: row["test_accuracy"]) for history in histories]
+    result = {
+        "run": name,
+        "scale": scale,
+        "data": plan["data"]
+        | {"classes": data.classes}
+        | {split: len(data.labels(split)) for split in ("train", "validation", "test")},
+        "config": {k: plan[k] for k in ("model", "model_options", "we", "recipe", "train", "code")},
+        "parameters": sum(p.numel() for p in runs[seeds[0]].model.parameters()),
+        "seeds": seeds,
+        "test_last": [row["test_accuracy"] for row in last],
+        "test_best_epoch": [row["test_accuracy"] for row in best],
+        "best_epoch": [row["epoch"] for row in best],
+        "validation_last": [row["validation_accuracy"] for row in last],
+        "train_last": [row["train_accuracy"] for row in last],
+    }
+    write(
+        root() / "models" / scale / f"{name}.safetensors",
+        lambda temporary: save_file(
+            {
+                f"{seed}.{key}": value.detach().cpu().contiguous().clone()
+                for seed, run in runs.items()
+                for key, value in run.model.state_dict().items()
+            },
+            temporary,
+        ),
+    )
+    rows = io.StringIO()
+    table = csv.DictWriter(rows, fieldnames=histories[0][0], lineterminator="\n")
+    table.writeheader()
+    for history in histories:
+        table.writerows(history)
+    folder = root() / "results" / scale
+    write_text(folder / "curves" / f"{name}.csv", rows.getvalue())
+    write_json(
+        folder / "provenance" / f"{name}.json", provenance(sum(r.seconds for r in runs.values()))
+    )
+    write_json(folder / f"{name}.json", result)
+    for seed in seeds:
+        state_file(plan, seed).unlink(missing_ok=True)
+    return result
+
+
+def write_not_run(plan: dict) -> dict:
+    """The files of a run that cannot be had at this scale: they say why."""
+    name, folder = plan["run"], root() / "results" / plan["scale"]
+    result = {"run": name, "scale": plan["scale"], "not_run": plan["data"]["missing"]}
+    write(root() / "models" / plan["scale"] / f"{name}.safetensors", lambda t: save_file({}, t))
+    write_text(folder / "curves" / f"{name}.csv", "seed,epoch\n")
+    write_json(folder / "provenance" / f"{name}.json", provenance(0.0))
+    write_json(folder / f"{name}.json", result)
+    return result
+
+
+def provenance(seconds: float) -> dict:
+    """What a number does not depend on, but a reader may ask."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True)
+        return done.stdout.strip()
+
+    on = device()
+    return {
+        "seconds": round(seconds, 2),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if on.type == "cuda" else "cpu",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "wexlib", "notebooks")),
+    }
+
+
+def load(results_json: str | Path, seed: int | None = None) -> nn.Module:
+    """Rebuild a run's model with its checkpoint, in evaluation mode, ready to :func:`wexlib.fold`.
+
+    Args:
+        results_json: ``results/<scale>/<run>.json`` of a project whose ``models/`` holds the
+            checkpoint (``dvc pull`` brings it).
+        seed: which of the run's seeds; the first by default.
+
+    Raises:
+        FileNotFoundError: no such result, or no checkpoint beside it.
+        ValueError: the run was not run, or not with this seed.
+    """
+    path = Path(results_json).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no result file {results_json}: expected results/<scale>/<run>.json"
+        )
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if "not_run" in result:
+        raise ValueError(f"run {result['run']} has no model: it {result['not_run']}")
+    seed = result["seeds"][0] if seed is None else seed
+    if seed not in result["seeds"]:
+        raise ValueError(f"run {result['run']} has the seeds {result['seeds']}, not {seed}")
+    file = root(path.parent) / "models" / result["scale"] / f"{result['run']}.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint {file}: bring it by `dvc pull`, or make it by `dvc repro`"
+        )
+    model = build(result["config"], seed, result["data"]["classes"])
+    with safe_open(file, framework="pt") as tensors:
+        prefix = f"{seed}."
+        state = {
+            k.removeprefix(prefix): tensors.get_tensor(k)
+            for k in tensors.keys()
+            if k.startswith(prefix)
+        }
+    model.load_state_dict(state)
+    return model.eval()
