@@ -43,6 +43,46 @@ def test_parameter_counts(name, options, parameters):
         assert count(build(name, **options)) == parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "attention", "parameters"),
+    [
+        ("resnext29", {"classes": 100}, "SE", 37_287_414),
+        ("resnext29", {"classes": 100}, "CBAM", 37_287_667),
+        ("resnet18", {"classes": 10}, "SE", 11_330_628),
+        ("resnet18", {"classes": 10}, "CBAM with skips", 11_330_960),
+        ("resnet18", {"classes": 10, "kernel": 7}, "SE", 60_154_948),
+        ("resnet18", {"classes": 10, "kernel": 7}, "CBAM with skips", 60_156_560),
+        ("resnet18", {"classes": 10, "kernel": 9}, "SE", 99_214_404),
+        ("resnet18", {"classes": 10, "kernel": 11}, "SE", 148_038_724),
+        ("resnet18_imagenet", {"classes": 1000}, "SE", 11_846_178),
+        ("resnet18_imagenet", {"classes": 1000}, "CBAM with skips", 11_846_590),
+    ],
+)
+def test_excited_parameter_counts(name, options, attention, parameters):
+    attach = pytest.importorskip("wexlib.attach")
+    from wexlib import CBAM, SE, Location, Standardize
+
+    location = {
+        "SE": Location(SE()),
+        "CBAM": Location(CBAM()),
+        "CBAM with skips": Location(CBAM(activation="leaky_relu"), skips=True),
+    }[attention]
+    with torch.device("meta"):
+        model = attach.excite(build(name, **options), [Standardize(), location])
+    assert count(model) == parameters
+
+
+def test_magnitude_adds_no_parameter_to_the_mixer():
+    attach = pytest.importorskip("wexlib.attach")
+    from wexlib import Magnitude
+
+    with torch.device("meta"):
+        model = attach.excite(build("mixer", classes=10), Magnitude(eps=0.2), where=nn.Linear)
+    assert count(model) == 1_819_530
+    excited = [m for m in model.modules() if torch.nn.utils.parametrize.is_parametrized(m)]
+    assert len(excited) == 14
+
+
 @pytest.mark.parametrize("size", [(16, 16), (16, 32), (32, 32)])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_trains_on_every_embedded_image_size(name, size):
@@ -127,6 +167,17 @@ def test_resnext_starts_as_the_authors_code():
             assert abs(module.weight.std().item() - std) < error
     assert abs(model.fc.weight.std().item() - math.sqrt(2 / 512)) < 0.001
     assert not model.fc.bias.any()
+
+
+def test_imagenet_resnet_starts_as_torchvisions():
+    torch.manual_seed(0)
+    model = build("resnet18_imagenet", classes=50, width=16)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            std = math.sqrt(2 / (module.out_channels * math.prod(module.kernel_size)))
+            error = 4 * std / math.sqrt(2 * module.weight.numel())
+            assert abs(module.weight.std().item() - std) < error
+    assert 0.95 < model.fc.weight.abs().max() * math.sqrt(model.fc.in_features) <= 1
 
 
 def test_small_image_resnet_starts_as_torch_does():

@@ -96,6 +96,12 @@ def test_saliency_prunes_and_knows_what_is_pruned(problem):
         assert again[name].shape == model[index].weight.shape
 
 
+def test_scores_below_zero_go_first():
+    model = nn.Linear(4, 1)
+    prune(model, 0.5, {"weight": torch.tensor([[-9.0, 1.0, -8.0, 2.0]])})
+    assert (model.weight != 0).tolist() == [[False, True, False, True]]
+
+
 def test_surgeon_finds_the_least_squares_solution_without_the_weight():
     """A linear layer and squared errors: what is left must be the optimum of what is left."""
     torch.manual_seed(0)

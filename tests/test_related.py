@@ -154,6 +154,13 @@ def test_parameters_added():
     assert sum(p.numel() for p in omni.parameters()) == 4 * weight + 32 * 16 + 2 * 16 + heads
 
 
+def test_omni_attention_is_left_out_where_it_has_nothing_to_choose():
+    depthwise = ODConv2d(4, 4, 3, groups=4, kernels=1)
+    assert depthwise.filter is None and depthwise.kernel is None and depthwise.spatial is not None
+    pointwise = ODConv2d(4, 4, 1, kernels=2)
+    assert pointwise.spatial is None and None not in (pointwise.filter, pointwise.kernel)
+
+
 @pytest.mark.parametrize(("kernels", "millions"), [(1, 11.94), (4, 44.90)])
 def test_omni_resnet18_has_the_published_size(kernels, millions):
     """Published with the authors' code: ResNet-18 on ImageNet, stem and projections plain."""
