@@ -1,0 +1,375 @@
+"""SE, CBAM, BAM and triplet attention on any (N, C, *space) tensor.
+
+On a feature map N is the batch and C the channel; on a weight N is the output filter and C the
+input channel. That is all the difference between attention and location-based weight excitation,
+so both call the code below: an attention is a small frozen recipe, the nets it asks for are the
+direct children of the module that owns them, and ``multiplier(nets, x)`` gives what x is
+multiplied with.
+
+Two forms of the nets differ (``published``):
+
+* On weights (the default) every net is biased and none is normalized: the batch axis is the filter
+  there, so batch statistics would tie a layer's filters together, and its running statistics would
+  move with every look at the weight. The spatial kernel is the layer's own.
+* On feature maps they are as published: 7×7 (CBAM, triplet) or dilated 3×3 (BAM) convolutions
+  without bias, followed by batch norm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wexlib.activations import ACTIVATIONS, RANGES
+from wexlib.names import choose
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+ORDERS = ("sequential", "reversed", "parallel")
+
+
+# --- Nets ----------------------------------------------------------------------------------------
+
+
+def _conv(
+    inputs: int, outputs: int, kernel: Sequence[int], *, dilation: int = 1, bias: bool = True
+):
+    kind = CONVOLUTIONS[len(kernel)]
+    return kind(inputs, outputs, tuple(kernel), padding="same", dilation=dilation, bias=bias)
+
+
+def _spatial(kernel: Sequence[int], published: bool) -> nn.Module:
+    """The map over space from [max; mean]: a biased convolution 2→1, or one with batch norm."""
+    if not published:
+        return _conv(2, 1, kernel)
+    norm = BATCH_NORMS[len(kernel)](1, momentum=0.01)
+    return nn.Sequential(_conv(2, 1, kernel, bias=False), norm)
+
+
+def _run(net: nn.Module, x: Tensor) -> Tensor:
+    """``net(x)`` with the net's parameters in x's dtype, so that half weights compute in float32.
+
+    Even kernels are padded here, as torch's "same" does it, which warns that it copies.
+    """
+    if isinstance(net, nn.Sequential):
+        for part in net:
+            x = _run(part, x)
+        return x
+    if isinstance(net, nn.modules.batchnorm._BatchNorm):
+        return net(x)
+    weight = net.weight.to(x.dtype)
+    bias = None if net.bias is None else net.bias.to(x.dtype)
+    if isinstance(net, nn.Linear):
+        return F.linear(x, weight, bias)
+    total = [d * (k - 1) for d, k in zip(net.dilation, net.kernel_size, strict=True)]
+    padding = [t // 2 for t in total]
+    if any(t % 2 for t in total):
+        x = F.pad(x, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
+        padding = [0] * len(total)
+    return CONVOLVE[len(total)](x, weight, bias, padding=padding, dilation=net.dilation)
+
+
+def _over_space(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, x.dim()))
+
+
+def _mean_space(x: Tensor) -> Tensor:
+    """(N, C, *space) -> (N, C)."""
+    return x.flatten(1) if x[0, 0].numel() == 1 else x.mean(_over_space(x))
+
+
+def _max_mean(x: Tensor) -> Tensor:
+    """(N, C, *space) -> (N, 2, *space): the maximum over axis 1, then its mean."""
+    return torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+
+
+def _like(gate: Tensor, x: Tensor) -> Tensor:
+    """(N, C) -> (N, C, 1, …)."""
+    return gate.reshape(*gate.shape, *[1] * (x.dim() - 2))
+
+
+# --- Recipes -------------------------------------------------------------------------------------
+
+
+class Attention:
+    """What the four recipes have in common.
+
+    ``nets(channels, kernel, groups)`` makes the nets for an axis 1 of ``channels``; the hidden
+    width is max(⌊channels·groups / reduction⌋, 1): in a grouped convolution it comes from all of
+    the layer's input channels, as in the authors' code.
+
+    ``maps(nets, x)`` are the gated maps, ``combine(maps)`` the one multiplier made of them, and
+    ``multiplier(nets, x)`` both: it broadcasts to x. ``nets`` is an object that holds them as
+    attributes. ``skips`` adds x itself: the multiplier grows by one, but CBAM has its own form.
+    """
+
+    #: Side of the published spatial kernel, on feature maps.
+    side = 1
+    #: Number of gated maps that the multiplier is made of, equal ones counted once.
+    places = 1
+
+    def __post_init__(self):
+        for field in ("activation", "gate"):
+            if hasattr(self, field):
+                choose(getattr(self, field), ACTIVATIONS, field)
+        reduction = getattr(self, "reduction", 1)
+        if isinstance(reduction, bool) or not isinstance(reduction, int) or reduction < 1:
+            raise ValueError(f"reduction is {reduction!r}: expected a whole number, 1 or more")
+
+    def nets(
+        self, channels: int, kernel: Sequence[int], *, groups: int = 1, published: bool = False
+    ) -> dict[str, nn.Module]:
+        raise NotImplementedError
+
+    def maps(self, nets: nn.Module, x: Tensor, *, skips: bool = False) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def combine(self, maps: tuple[Tensor, ...], *, skips: bool = False) -> Tensor:
+        (gate,) = maps
+        return 1 + gate if skips else gate
+
+    def multiplier(self, nets: nn.Module, x: Tensor, *, skips: bool = False) -> Tensor:
+        """What x is multiplied with; it broadcasts to x's (N, C, *space)."""
+        return self.combine(self.maps(nets, x, skips=skips), skips=skips)
+
+    def resting(self, *, skips: bool = False) -> float:
+        """The multiplier where every net gives zero."""
+        gate = ACTIVATIONS[self.gate](torch.zeros((), dtype=torch.float64, device="cpu"))
+        return self.combine((gate,) * self.places, skips=skips).item()
+
+    def range(self) -> tuple[float, float] | None:
+        """The ends of the gate function, or None where it is unbounded."""
+        return RANGES.get(self.gate)
+
+    def _hidden(self, channels: int, groups: int) -> int:
+        return max(channels * groups // self.reduction, 1)
+
+    def _mlp_nets(self, channels: int, groups: int) -> dict[str, nn.Module]:
+        hidden = self._hidden(channels, groups)
+        return {"fc1": nn.Linear(channels, hidden), "fc2": nn.Linear(hidden, channels)}
+
+    def _mlp(self, nets: nn.Module, pooled: Tensor) -> Tensor:
+        """(N, C) -> (N, C): V2·activation(V1·z + b1) + b2."""
+        return _run(nets.fc2, ACTIVATIONS[self.activation](_run(nets.fc1, pooled)))
+
+
+@dataclass(frozen=True)
+class SE(Attention):
+    """Squeeze and excitation (Hu et al. 2018; on weights Quader et al. 2020, thesis 3.1.1).
+
+        gate = σ(V2·relu(V1·mean_space(x) + b1) + b2)        (N, C, 1, …)
+
+    ``fc1`` is V1, b1: C → h; ``fc2`` is V2, b2: h → C. Parameters: 2·C·h + h + C. Both are biased
+    in both forms. At the start of its nets the gate is near ½.
+
+    Args:
+        activation: the hidden function, by torch's functional name.
+        gate: the outer function, likewise.
+        reduction: hidden width is max(⌊all input channels / reduction⌋, 1).
+
+    Raises:
+        ValueError: an unknown function, or a reduction below 1.
+    """
+
+    activation: str = "relu"
+    gate: str = "sigmoid"
+    reduction: int = 16
+
+    def nets(self, channels, kernel, *, groups=1, published=False):
+        return self._mlp_nets(channels, groups)
+
+    def maps(self, nets, x, *, skips=False):
+        return (_like(ACTIVATIONS[self.gate](self._mlp(nets, _mean_space(x))), x),)
+
+
+@dataclass(frozen=True)
+class CBAM(Attention):
+    """Convolutional block attention (Woo et al. 2018; on weights thesis 3.1.2, 3.2, 4.1).
+
+        Ac = σ(MLP(mean_space x) + MLP(max_space x))          (N, C, 1, …)
+        x1 = x ⊙ Ac
+        As = σ(spatial([max_channel x1; mean_channel x1]))    (N, 1, *space)
+        x' = x1 ⊙ As                                          multiplier Ac·As
+
+    With skips, the thesis's novel module: S1 = x ⊙ Ac, x1 = x + S1, S2 = x1 ⊙ As and
+    x' = x1 + S1 + S2, that is, the multiplier 1 + 2Ac + (1 + Ac)·As, between 1 and 5. The thesis's
+    text does not give this arithmetic; it is that of the authors' code, which adds S1 twice.
+
+    ``fc1``, ``fc2``: as SE. ``spatial``: 2 → 1, max first, mean second. On weights its kernel is
+    the layer's own and it is biased (the authors' code; equation 4.4 says 7×7), so 2·k² + 1
+    parameters more than SE; on feature maps 7×7 without bias, then batch norm, as published.
+
+    Args:
+        activation, gate, reduction: as SE; the thesis's own module has ``leaky_relu``.
+        order: where the two maps look. ``sequential``: channel first, space from x1;
+            ``reversed``: space first, channel from x ⊙ As; ``parallel``: both from x. The rest of
+            the arithmetic stays, with the parts of Ac and As exchanged in ``reversed``.
+    """
+
+    activation: str = "relu"
+    gate: str = "sigmoid"
+    reduction: int = 16
+    order: str = "sequential"
+
+    side = 7
+    places = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        choose(self.order, ORDERS, "order")
+
+    def nets(self, channels, kernel, *, groups=1, published=False):
+        return self._mlp_nets(channels, groups) | {"spatial": _spatial(kernel, published)}
+
+    def _channel(self, nets: nn.Module, x: Tensor) -> Tensor:
+        if x[0, 0].numel() == 1:
+            scores = 2 * self._mlp(nets, x.flatten(1))  # one place: its mean is its maximum
+        else:
+            # Pooled one after the other into one batch, so that the MLP runs once.
+            pooled = torch.cat([_mean_space(x), x.amax(_over_space(x))])
+            scores = self._mlp(nets, pooled).unflatten(0, (2, -1)).sum(0)
+        return _like(ACTIVATIONS[self.gate](scores), x)
+
+    def _space(self, nets: nn.Module, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.gate](_run(nets.spatial, _max_mean(x)))
+
+    def maps(self, nets, x, *, skips=False):
+        """The first map and the second, in the order in which they are applied."""
+        first, second = self._channel, self._space
+        if self.order == "reversed":
+            first, second = second, first
+        a = first(nets, x)
+        if self.order == "parallel":
+            return a, second(nets, x)
+        return a, second(nets, x * (1 + a if skips else a))
+
+    def combine(self, maps, *, skips=False):
+        a, b = maps
+        return torch.addcmul(1 + 2 * a, 1 + a, b) if skips else a * b
+
+
+@dataclass(frozen=True)
+class BAM(Attention):
+    """Bottleneck attention (Park et al. 2018; on weights thesis 3.1.2, equations 3.5 and 3.6).
+
+        c = V2·relu(V1·mean_space(x) + b1) + b2                               (N, C, 1, …)
+        s = f3(relu(f2(relu(f1(relu(f0(x)))))))                               (N, 1, *space)
+        x' = x + x ⊙ σ(c + s), that is, the multiplier 1 + σ(c + s)
+
+    f0: 1×1, C → h; f1 and f2: k×k, h → h; f3: 1×1, h → 1; h as in SE. ``fc1``, ``fc2``: as SE;
+    ``spatial``: f0 … f3. The paper and the thesis add c and s; the authors' published code
+    multiplies them, and has its batch norms inside the branches: this is the paper's reading. On
+    weights k is the layer's own kernel, not dilated, which on a 3×3 map would reach padding only;
+    on feature maps it is 3 with dilation 4, and each branch ends in a batch norm. At the start the
+    multiplier is near 1.5. With skips it is 2 + σ(c + s).
+
+    Parameters: SE's and C·h + h + 2·(h²·k² + h) + h + 1, on weights.
+
+    Args:
+        activation, gate, reduction: as SE.
+    """
+
+    activation: str = "relu"
+    gate: str = "sigmoid"
+    reduction: int = 16
+
+    side = 3
+
+    def nets(self, channels, kernel, *, groups=1, published=False):
+        hidden = self._hidden(channels, groups)
+        one, dilation = [1] * len(kernel), 4 if published else 1
+        nets = self._mlp_nets(channels, groups)
+        project = _conv(hidden, 1, one)
+        if published:
+            nets["fc2"] = nn.Sequential(nets["fc2"], nn.BatchNorm1d(channels))
+            project = nn.Sequential(project, BATCH_NORMS[len(kernel)](1))
+        nets["spatial"] = nn.Sequential(
+            _conv(channels, hidden, one),
+            _conv(hidden, hidden, kernel, dilation=dilation),
+            _conv(hidden, hidden, kernel, dilation=dilation),
+            project,
+        )
+        return nets
+
+    def maps(self, nets, x, *, skips=False):
+        activation = ACTIVATIONS[self.activation]
+        *hidden, project = nets.spatial
+        y = x
+        for net in hidden:
+            y = activation(_run(net, y))
+        channel = _like(self._mlp(nets, _mean_space(x)), x)
+        return (ACTIVATIONS[self.gate](channel + _run(project, y)),)
+
+    def combine(self, maps, *, skips=False):
+        (gate,) = maps
+        return 2 + gate if skips else 1 + gate
+
+
+@dataclass(frozen=True)
+class Triplet(Attention):
+    """Triplet attention, "rotate to attend" (Misra et al. 2021; on weights thesis 3.1.3).
+
+    One branch for each axis j of space and one for space itself. Branch j exchanges axis j with
+    axis 1, and so pools over j; the last pools over axis 1:
+
+        A_j = σ(net_j([max_1 x_j; mean_1 x_j])), exchanged back; multiplier = mean of all A
+
+    On a (N, C, H, W) tensor that is ⅓(A_H + A_W + A_space), with shapes (N, C, 1, W), (N, C, H, 1)
+    and (N, 1, H, W). Nets: ``axis2``, ``axis3``, … and ``spatial``, one convolution 2 → 1 each. On
+    weights biased, with the layer's own kernel: (rank + 1)·(2·k^rank + 1) parameters; on feature
+    maps 7×7 without bias, then batch norm of momentum 0.01, as published.
+
+    Args:
+        gate: the outer function, by torch's functional name.
+    """
+
+    gate: str = "sigmoid"
+
+    side = 7
+
+    def nets(self, channels, kernel, *, groups=1, published=False):
+        names = [f"axis{j}" for j in range(2, 2 + len(kernel))]
+        return {name: _spatial(kernel, published) for name in [*names, "spatial"]}
+
+    def maps(self, nets, x, *, skips=False):
+        gate = ACTIVATIONS[self.gate]
+        rotated = [
+            gate(_run(getattr(nets, f"axis{j}"), _max_mean(x.transpose(1, j)))).transpose(1, j)
+            for j in _over_space(x)
+        ]
+        return *rotated, gate(_run(nets.spatial, _max_mean(x)))
+
+    def combine(self, maps, *, skips=False):
+        mean = sum(maps) / len(maps)
+        return 1 + mean if skips else mean
+
+
+ATTENTIONS: dict[str, type[Attention]] = {"se": SE, "cbam": CBAM, "bam": BAM, "triplet": Triplet}
+
+
+class FeatureAttention(nn.Module):
+    """Attention on feature maps, in its published form: x ⊙ multiplier(x), of x's shape.
+
+    Args:
+        attention: the recipe; its nets become direct children (``fc1``, ``fc2``, ``spatial``).
+        channels: C of the (N, C, *space) input.
+        rank: number of axes of space, 1 to 3.
+    """
+
+    def __init__(self, attention: Attention, channels: int, *, rank: int = 2):
+        super().__init__()
+        if not isinstance(attention, Attention):
+            raise TypeError(f"attention is {attention!r}: expected a recipe such as SE() or CBAM()")
+        choose(rank, CONVOLUTIONS, "rank")
+        self.attention = attention
+        for name, net in attention.nets(channels, [attention.side] * rank, published=True).items():
+            self.add_module(name, net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.attention.multiplier(self, x)
+
+    def extra_repr(self) -> str:
+        return repr(self.attention)

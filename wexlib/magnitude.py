@@ -1,0 +1,105 @@
+"""Magnitude functions (thesis 3.3 and 3.5): what W / M becomes, M the layer's largest magnitude.
+
+Every function takes u = W / M with M = (1 + ε)·max|W|, so |u| ≤ 1 / (1 + ε), and W' = M·φ(u), but
+for the thesis's own function, which its code does not scale back.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wexlib.activations import ACTIVATIONS
+
+#: Below this the largest magnitude counts as this: an all-zero weight then divides by no zero, and
+#: keeps the gradient that it has in the limit.
+SMALLEST = 2.0**-100
+
+
+def largest(weight: Tensor, eps: float) -> Tensor:
+    """M = (1 + ε)·max|W|, one number for the whole tensor, in the graph.
+
+    The authors do not detach it: the gradient reaches the largest weight through M too.
+    """
+    return (1 + eps) * torch.linalg.vector_norm(weight, math.inf).clamp(min=SMALLEST)
+
+
+def thesis(u: Tensor) -> Tensor:
+    """The thesis's function, equation 3.7: ½u / log10(1 + exp(−0.3u)).
+
+    The logarithm's base is 10 and the result is not multiplied by M: so the authors' code, and the
+    text leaves both open. Slope at zero ½ / log10 2 = 1.661. Not odd: against that slope it is
+    1.2245 at u = 1/1.1 and 0.826 at −1/1.1, so large negative weights shrink.
+    """
+    return 0.5 * math.log(10) * u / F.softplus(-0.3 * u)
+
+
+def thesis_odd(u: Tensor) -> Tensor:
+    """sign(u)·thesis(|u|): what the thesis claims of its function, for negative weights too."""
+    return 0.5 * math.log(10) * u / F.softplus(-0.3 * u.abs())
+
+
+def shifted_softplus(u: Tensor) -> Tensor:
+    """softplus(u) − ln 2, zero at zero."""
+    return F.softplus(u) - math.log(2)
+
+
+def lecun_tanh(u: Tensor) -> Tensor:
+    """1.7159·tanh(2u / 3) (LeCun et al. 1998)."""
+    return 1.7159 * torch.tanh(2 / 3 * u)
+
+
+def star_relu(u: Tensor) -> Tensor:
+    """0.8944·relu(u)² − 0.4472 (Yu et al. 2022)."""
+    return 0.8944 * F.relu(u).square() - 0.4472
+
+
+def learnable(u: Tensor, shape: Tensor) -> Tensor:
+    """e^c·u·exp(αu² + βu⁴), with α = ¼(e^a − 1) and β = ⅛(e^b − 1); ``shape`` is (a, b, c).
+
+    Future work of the thesis (chapter 8): "some learnable function". What is asked of it:
+
+    * odd and smooth, so that positive and negative weights are treated alike;
+    * strictly increasing, so that it never changes which weight is larger: the derivative is
+      e^c·exp(…)·(1 + 2αu² + 4βu⁴), and α > −¼, β > −⅛ keep it above 1 − ½u² − ½u⁴ > 0 for |u| < 1;
+    * the identity, to the last bit, at a = b = c = 0, so it can be put on trained weights, and
+      weight decay pulls towards "no excitation";
+    * a gradient for each number at that start: ∂/∂a = ¼u³, ∂/∂b = ⅛u⁵, ∂/∂c = u;
+    * three numbers a layer: gain c, which a following norm removes, and two that bend the curve,
+      up as the original's artanh does or down, as a polynomial in u² of degree two in the
+      exponent.
+    """
+    square = u.square()
+    bend = torch.expm1(shape[0]) / 4 + torch.expm1(shape[1]) / 8 * square
+    return u * torch.exp(shape[2] + square * bend)
+
+
+#: What W' / M is of u = W / M. The eleven functions of thesis 3.3.1 are among them: the thesis
+#: gives them no formula; W' = M·φ(W / M), as with the original, is our reading.
+SCALED: dict[str, Callable[[Tensor], Tensor]] = {
+    "artanh": torch.atanh,
+    **{name: function for name, function in ACTIVATIONS.items() if name != "identity"},
+    "shifted_softplus": shifted_softplus,
+    "lecun_tanh": lecun_tanh,
+    "star_relu": star_relu,
+}
+
+#: What W' itself is of u.
+UNSCALED: dict[str, Callable[[Tensor], Tensor]] = {"thesis": thesis, "thesis_odd": thesis_odd}
+
+#: Names that ``Magnitude(function=…)`` takes; ``artanh`` is the original of Quader et al. 2020.
+FUNCTIONS: tuple[str, ...] = ("artanh", *UNSCALED, "learnable", *list(SCALED)[1:])
+
+
+def apply(function: str, weight: Tensor, eps: float, shape: Tensor | None = None) -> Tensor:
+    """W' of the magnitude function by its name; ``shape`` are the numbers of ``learnable``.
+
+    ``artanh``: M·artanh(W/M) = M·½·ln((1 + W/M) / (1 − W/M)), equation 3.8.
+    """
+    m = largest(weight, eps)
+    u = weight / m
+    if function == "learnable":
+        return m * learnable(u, shape)
+    return UNSCALED[function](u) if function in UNSCALED else m * SCALED[function](u)
