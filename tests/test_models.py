@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
+from wexlib import CBAM, SE, Location, Magnitude, Standardize, excite
 from wexlib.models import MODELS, build
 
 SMALL = {
@@ -59,27 +61,21 @@ def test_parameter_counts(name, options, parameters):
     ],
 )
 def test_excited_parameter_counts(name, options, attention, parameters):
-    attach = pytest.importorskip("wexlib.attach")
-    from wexlib import CBAM, SE, Location, Standardize
-
     location = {
         "SE": Location(SE()),
         "CBAM": Location(CBAM()),
         "CBAM with skips": Location(CBAM(activation="leaky_relu"), skips=True),
     }[attention]
     with torch.device("meta"):
-        model = attach.excite(build(name, **options), [Standardize(), location])
+        model = excite(build(name, **options), [Standardize(), location])
     assert count(model) == parameters
 
 
 def test_magnitude_adds_no_parameter_to_the_mixer():
-    attach = pytest.importorskip("wexlib.attach")
-    from wexlib import Magnitude
-
     with torch.device("meta"):
-        model = attach.excite(build("mixer", classes=10), Magnitude(eps=0.2), where=nn.Linear)
+        model = excite(build("mixer", classes=10), Magnitude(eps=0.2), where=nn.Linear)
     assert count(model) == 1_819_530
-    excited = [m for m in model.modules() if torch.nn.utils.parametrize.is_parametrized(m)]
+    excited = [m for m in model.modules() if parametrize.is_parametrized(m)]
     assert len(excited) == 14
 
 
