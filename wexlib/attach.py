@@ -11,112 +11,26 @@ already has, so every model will do. What follows from that:
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from wexlib.attention import Attention, FeatureAttention
-from wexlib.excitation import Excitation, Gated, Recipe, Switched, chain, draw, seeded
 from wexlib.layout import QueryKeyValue, Transposed, exchange
-
-Where = str | type | tuple[type, ...] | Callable[[str, nn.Module], bool] | None
-
-CONVOLUTION = nn.modules.conv._ConvNd
-TRANSPOSED = nn.modules.conv._ConvTransposeNd
-#: Layers whose weights a name selects by any part of it; another module's parameter has to be
-#: named itself, so that "encoder" is no position embedding.
-LAYERS = (CONVOLUTION, nn.Linear, nn.MultiheadAttention)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor of a model: ``name`` is qualified, ``attribute`` its name in ``module``."""
-
-    name: str
-    module: nn.Module
-    attribute: str
-
-    @property
-    def excitation(self) -> Excitation | None:
-        if not parametrize.is_parametrized(self.module, self.attribute):
-            return None
-        first = self.module.parametrizations[self.attribute][0]
-        return first if isinstance(first, Excitation) else None
-
-
-def _slots(model: nn.Module) -> Iterator[Slot]:
-    """Every parameter of two axes or more, and every parametrized tensor; no attention's nets."""
-    own = set()
-    for prefix, module in model.named_modules():
-        if isinstance(module, FeatureAttention | parametrize.ParametrizationList):
-            own.update(module.modules())
-        if module in own:
-            continue
-        names = [name for name, p in module.named_parameters(recurse=False) if _wide(p)]
-        if parametrize.is_parametrized(module):
-            names += module.parametrizations
-        for name in names:
-            yield Slot(f"{prefix}.{name}" if prefix else name, module, name)
-
-
-def _wide(parameter: nn.Parameter) -> bool:
-    return nn.parameter.is_lazy(parameter) or parameter.dim() >= 2
-
-
-def _matcher(model: nn.Module, where: Where) -> Callable[[Slot], bool]:
-    if where is None:
-        # A layer that is passed itself was asked for.
-        return lambda slot: (
-            isinstance(slot.module, CONVOLUTION)
-            or (slot.module is model and isinstance(model, LAYERS))
-        )
-    if isinstance(where, str):
-        try:
-            pattern = re.compile(where)
-        except re.error as error:
-            raise ValueError(f"where={where!r} is no regular expression: {error}") from None
-
-        def named(slot: Slot) -> bool:
-            own = 0 if isinstance(slot.module, LAYERS) else len(slot.name) - len(slot.attribute)
-            return any(match.end() > own or own == 0 for match in pattern.finditer(slot.name))
-
-        return named
-    types = where if isinstance(where, tuple) else (where,)
-    if types and all(isinstance(kind, type) for kind in types):
-        return lambda slot: isinstance(slot.module, types)
-    if callable(where):
-        return lambda slot: bool(where(slot.name, slot.module))
-    raise TypeError(
-        f"where is {where!r}: expected a regular expression, a type or a tuple of types, or a "
-        "function of (name, module)"
-    )
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}: expected a torch module")
-
-
-def _select(model: nn.Module, where: Where) -> list[Slot]:
-    _check_model(model)
-    matches = _matcher(model, where)
-    slots = list(_slots(model))
-    found = [slot for slot in slots if matches(slot)]
-    if found:
-        return found
-    if where is None and not slots:
-        raise ValueError(f"{type(model).__name__} has no weight: there is nothing to excite")
-    names = [slot.name for slot in slots]
-    asked = "the default, every convolution," if where is None else f"where={where!r}"
-    raise ValueError(
-        f"{asked} matches no weight: expected one of {', '.join(names[:3])}"
-        f"{f', … ({len(names)} in all)' if len(names) > 3 else ''}"
-        f"{'; ask for linear layers with where=nn.Linear' if where is None else ''}"
-    )
+from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, draw, seeded
+from wexlib.sharing import GlobalExcitation
+from wexlib.where import (
+    CONVOLUTION,
+    TRANSPOSED,
+    Slot,
+    Where,
+    check_model,
+    matcher,
+    select,
+    slots_of,
+)
 
 
 def _check_slot(slot: Slot) -> None:
@@ -191,7 +105,7 @@ def excite(
             the layers do not fit one shared excitation. The model is then as it was.
     """
     recipe = chain(recipe)
-    slots = _select(model, where)
+    slots = select(model, where)
     for slot in slots:
         _check_slot(slot)
     own = _streams(generator)
@@ -234,9 +148,9 @@ def excited(model: nn.Module, where: Where = None) -> list[Slot]:
     Raises:
         ValueError: there is none.
     """
-    _check_model(model)
-    matches = (lambda slot: True) if where is None else _matcher(model, where)
-    found = [slot for slot in _slots(model) if slot.excitation and matches(slot)]
+    check_model(model)
+    matches = (lambda slot: True) if where is None else matcher(model, where)
+    found = [slot for slot in slots_of(model) if slot.excitation and matches(slot)]
     if not found:
         which = "has no excited weight" if where is None else f"has none where {where!r} matches"
         raise ValueError(f"{type(model).__name__} {which}: excite it first")
@@ -284,8 +198,8 @@ def fold(model: nn.Module) -> nn.Module:
     excited. Parameters stay the same objects, but a tensor that several layers share gets one of
     its own in each where their excitations differ. A plain model stays as it is.
     """
-    _check_model(model)
-    slots = [slot for slot in _slots(model) if slot.excitation]
+    check_model(model)
+    slots = [slot for slot in slots_of(model) if slot.excitation]
     # All first: a shared tensor must not be seen half folded.
     values = [getattr(slot.module, slot.attribute) for slot in slots]
     folded: dict[nn.Parameter, Tensor] = {}
@@ -298,6 +212,29 @@ def fold(model: nn.Module) -> nn.Module:
         elif not torch.equal(folded[parameter], value):
             own = nn.Parameter(value, requires_grad=parameter.requires_grad)
             setattr(slot.module, slot.attribute, own)
+    return model
+
+
+@torch.no_grad()
+def average(model: nn.Module) -> nn.Module:
+    """Average the layers' ``Global`` nets, in place: call it after each optimizer step.
+
+    The authors' global excitation: V1 and V2 of every layer become their mean over layers; biases
+    and the optimizer's state stay each layer's own. After the first call this is one shared net
+    that learns from the mean of the layers' gradients, where ``shared=True`` learns from their
+    sum.
+
+    Raises:
+        ValueError: nothing in ``model`` is excited by Global().
+    """
+    check_model(model)
+    parts = [part for part in model.modules() if isinstance(part, GlobalExcitation)]
+    if not parts:
+        raise ValueError(f"{type(model).__name__} has no Global() excitation: excite it with one")
+    for weights in ([part.fc1.weight for part in parts], [part.fc2.weight for part in parts]):
+        mean = torch.stack(weights).mean(0)
+        for weight in weights:
+            weight.copy_(mean)
     return model
 
 
@@ -415,8 +352,8 @@ def attend(
     """
     if not isinstance(attention, Attention):
         raise TypeError(f"attention is {attention!r}: expected SE(), CBAM(), BAM() or Triplet()")
-    _check_model(model)
-    matches = _matcher(model, where)
+    check_model(model)
+    matches = matcher(model, where)
     found = [
         (name, module)
         for name, module in model.named_modules()

@@ -49,14 +49,14 @@ def _spatial(kernel: Sequence[int], published: bool) -> nn.Module:
     return nn.Sequential(_conv(2, 1, kernel, bias=False), norm)
 
 
-def _run(net: nn.Module, x: Tensor) -> Tensor:
+def run(net: nn.Module, x: Tensor) -> Tensor:
     """``net(x)`` with the net's parameters in x's dtype, so that half weights compute in float32.
 
     Even kernels are padded here, as torch's "same" does it, which warns that it copies.
     """
     if isinstance(net, nn.Sequential):
         for part in net:
-            x = _run(part, x)
+            x = run(part, x)
         return x
     if isinstance(net, nn.modules.batchnorm._BatchNorm):
         return net(x)
@@ -76,7 +76,7 @@ def _over_space(x: Tensor) -> tuple[int, ...]:
     return tuple(range(2, x.dim()))
 
 
-def _mean_space(x: Tensor) -> Tensor:
+def mean_space(x: Tensor) -> Tensor:
     """(N, C, *space) -> (N, C)."""
     return x.flatten(1) if x[0, 0].numel() == 1 else x.mean(_over_space(x))
 
@@ -86,7 +86,7 @@ def _max_mean(x: Tensor) -> Tensor:
     return torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
 
 
-def _like(gate: Tensor, x: Tensor) -> Tensor:
+def like(gate: Tensor, x: Tensor) -> Tensor:
     """(N, C) -> (N, C, 1, …)."""
     return gate.reshape(*gate.shape, *[1] * (x.dim() - 2))
 
@@ -153,7 +153,7 @@ class Attention:
 
     def _mlp(self, nets: nn.Module, pooled: Tensor) -> Tensor:
         """(N, C) -> (N, C): V2·activation(V1·z + b1) + b2."""
-        return _run(nets.fc2, ACTIVATIONS[self.activation](_run(nets.fc1, pooled)))
+        return run(nets.fc2, ACTIVATIONS[self.activation](run(nets.fc1, pooled)))
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class SE(Attention):
         return self._mlp_nets(channels, groups)
 
     def maps(self, nets, x, *, skips=False):
-        return (_like(ACTIVATIONS[self.gate](self._mlp(nets, _mean_space(x))), x),)
+        return (like(ACTIVATIONS[self.gate](self._mlp(nets, mean_space(x))), x),)
 
 
 @dataclass(frozen=True)
@@ -229,12 +229,12 @@ class CBAM(Attention):
             scores = 2 * self._mlp(nets, x.flatten(1))  # one place: its mean is its maximum
         else:
             # Pooled one after the other into one batch, so that the MLP runs once.
-            pooled = torch.cat([_mean_space(x), x.amax(_over_space(x))])
+            pooled = torch.cat([mean_space(x), x.amax(_over_space(x))])
             scores = self._mlp(nets, pooled).unflatten(0, (2, -1)).sum(0)
-        return _like(ACTIVATIONS[self.gate](scores), x)
+        return like(ACTIVATIONS[self.gate](scores), x)
 
     def _space(self, nets: nn.Module, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.gate](_run(nets.spatial, _max_mean(x)))
+        return ACTIVATIONS[self.gate](run(nets.spatial, _max_mean(x)))
 
     def maps(self, nets, x, *, skips=False):
         """The first map and the second, in the order in which they are applied."""
@@ -299,9 +299,9 @@ class BAM(Attention):
         *hidden, project = nets.spatial
         y = x
         for net in hidden:
-            y = activation(_run(net, y))
-        channel = _like(self._mlp(nets, _mean_space(x)), x)
-        return (ACTIVATIONS[self.gate](channel + _run(project, y)),)
+            y = activation(run(net, y))
+        channel = like(self._mlp(nets, mean_space(x)), x)
+        return (ACTIVATIONS[self.gate](channel + run(project, y)),)
 
     def combine(self, maps, *, skips=False):
         (gate,) = maps
@@ -337,10 +337,10 @@ class Triplet(Attention):
     def maps(self, nets, x, *, skips=False):
         gate = ACTIVATIONS[self.gate]
         rotated = [
-            gate(_run(getattr(nets, f"axis{j}"), _max_mean(x.transpose(1, j)))).transpose(1, j)
+            gate(run(getattr(nets, f"axis{j}"), _max_mean(x.transpose(1, j)))).transpose(1, j)
             for j in _over_space(x)
         ]
-        return *rotated, gate(_run(nets.spatial, _max_mean(x)))
+        return *rotated, gate(run(nets.spatial, _max_mean(x)))
 
     def combine(self, maps, *, skips=False):
         mean = sum(maps) / len(maps)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wexlib.excitation import Excitation
+from wexlib.recipe import Excitation
 
 
 def exchange(weight: Tensor, groups: int) -> Tensor:
