@@ -18,14 +18,30 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "attach": ("attend", "describe", "excite", "fold", "pause", "resume"),
-    "attention": ("BAM", "CBAM", "SE", "Triplet"),
-    "excitation": ("Location", "Magnitude", "Standardize"),
-    "record": ("load",),
+__all__ = [
+    "BAM",
+    "CBAM",
+    "SE",
+    "Location",
+    "Magnitude",
+    "Standardize",
+    "Triplet",
+    "attend",
+    "describe",
+    "excite",
+    "fold",
+    "load",
+    "pause",
+    "resume",
+]
+
+#: The module of each public name.
+MODULE_OF = {
+    **dict.fromkeys(("attend", "describe", "excite", "fold", "pause", "resume"), "attach"),
+    **dict.fromkeys(("BAM", "CBAM", "SE", "Triplet"), "attention"),
+    **dict.fromkeys(("Location", "Magnitude", "Standardize"), "excitation"),
+    "load": "record",
 }
-MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(MODULE_OF)
 
 
 def __getattr__(name: str) -> object:

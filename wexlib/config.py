@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import wexlib
@@ -19,7 +21,6 @@ from wexlib.names import choose
 
 SCALES = ("smoke", "demo", "cpu", "gpu", "thesis")
 ROLES = ("cifar10", "cifar100", "cinic10", "imagenet")
-EMBEDDED = ("digits10", "digits100")
 PLAYGROUND = "playground"
 
 
@@ -55,11 +56,11 @@ def _one_of(*allowed: str):
     return check
 
 
-def _name_from(names: Callable[[], Iterable[str]], *extra: str):
-    """One of names that a module of wexlib defines: imported only when a plan is made."""
+def _name_in(module: str, table: str, *extra: str):
+    """One of the names in ``wexlib.<module>.<table>``: imported only when a plan is made."""
 
     def check(value: object, key: str) -> str:
-        return choose(value, [*extra, *names()], key)
+        return choose(value, [*extra, *getattr(import_module(f"wexlib.{module}"), table)], key)
 
     return check
 
@@ -89,45 +90,15 @@ def _seeds(value: object, key: str) -> list[int]:
     return list(range(_number(1, whole=True)(value, key)))
 
 
-def _attentions() -> Iterable[str]:
-    from wexlib.attention import ATTENTIONS
-
-    return ATTENTIONS
-
-
-def _activations() -> Iterable[str]:
-    from wexlib.attention import ACTIVATIONS
-
-    return ACTIVATIONS
-
-
-def _functions() -> Iterable[str]:
-    from wexlib.magnitude import FUNCTIONS
-
-    return FUNCTIONS
-
-
-def _models() -> Iterable[str]:
-    from wexlib.models import MODELS
-
-    return MODELS
-
-
-def _datasets() -> Iterable[str]:
-    from wexlib.data import DATASETS
-
-    return DATASETS
-
-
 #: The excitation of a run: key -> (check, default). The defaults excite nothing.
 WE = {
     "standardize": (_flag, False),
-    "attention": (_name_from(_attentions, "none"), "none"),
+    "attention": (_name_in("attention", "ATTENTIONS", "none"), "none"),
     "skips": (_flag, False),
-    "activation": (_name_from(_activations), "relu"),
-    "gate": (_name_from(_activations), "sigmoid"),
+    "activation": (_name_in("activations", "ACTIVATIONS"), "relu"),
+    "gate": (_name_in("activations", "ACTIVATIONS"), "sigmoid"),
     "reduction": (_number(1, whole=True), 16),
-    "magnitude": (_name_from(_functions, "none"), "none"),
+    "magnitude": (_name_in("magnitude", "FUNCTIONS", "none"), "none"),
     "eps": (_number(0, strict=True), 0.1),
     "layers": (_one_of("conv", "linear", "conv+linear"), "conv"),
 }
@@ -147,8 +118,8 @@ TRAIN = {
     "channels_last": _flag,
 }
 
-_RUN_KEYS = ("model", "model_options", "we", "recipe", "train", "seeds", "scales")
-_SCALE_KEYS = ("seeds", "threads", "data", "models", "train", "recipes")
+_RUN_KEYS = ("model", "model_options", "we", "recipe", "train", "seeds")
+_SCALE_KEYS = ("seeds", "threads", "runs", "data", "models", "train", "recipes")
 _DATA_KEYS = ("dataset", "train", "validation", "test", "missing")
 _TOP_KEYS = ("scale", "model", "data", "we", "train", "recipes", "scales", "runs")
 
@@ -187,7 +158,7 @@ def _training(layers: list[tuple[str, object]]) -> dict:
     if merged["schedule"] == "step":
         if not merged.get("milestones") or "gamma" not in merged:
             raise ValueError(
-                f"{origin['schedule']}.schedule: step needs milestones (epochs) and gamma (a factor)"
+                f"{origin['schedule']}.schedule: step needs milestones (epochs) and a gamma"
             )
     else:
         merged.pop("milestones", None), merged.pop("gamma", None)
@@ -219,7 +190,7 @@ def read(path: Path) -> dict:
 
 
 def data_plans(params: dict, scale: str) -> dict[str, dict]:
-    """What each dataset role is at ``scale``: ``{role: {"dataset", "train", …} or {"missing"}}``."""
+    """What each role is at ``scale``: ``{role: {"dataset", "train", …} or {"missing"}}``."""
     spec = _scale(params, scale)
     roles = _mapping(spec.get("data"), f"scales.{scale}.data", ROLES)
     plans = {}
@@ -234,7 +205,7 @@ def data_plans(params: dict, scale: str) -> dict[str, dict]:
         count = _number(1, whole=True)
         plans[role] = {
             "role": role,
-            "dataset": _name_from(_datasets)(given.get("dataset"), f"{key}.dataset"),
+            "dataset": _name_in("datasets", "DATASETS")(given.get("dataset"), f"{key}.dataset"),
             "stand_in": given["dataset"] != role,
             "train": None if given.get("train") is None else count(given["train"], f"{key}.train"),
             "validation": _number(0, whole=True)(given.get("validation", 0), f"{key}.validation"),
@@ -260,7 +231,7 @@ def plan_runs(params: dict, scale: str) -> dict[str, dict]:
     spec = _scale(params, scale)
     recipes = _mapping(params.get("recipes"), "recipes")
     _mapping(spec.get("recipes"), f"scales.{scale}.recipes", recipes)
-    _mapping(spec.get("models"), f"scales.{scale}.models", _models())
+    _mapping(spec.get("models"), f"scales.{scale}.models")
     datasets = data_plans(params, scale)
 
     playground = _mapping(params.get("train"), "train", ["recipe", "seeds", *TRAIN])
@@ -292,9 +263,8 @@ def plan_runs(params: dict, scale: str) -> dict[str, dict]:
     plans = {}
     for name, (key, role, run) in entries.items():
         dot = f"{key}." if key else ""
-        model = _name_from(_models)(run.get("model"), f"{dot}model")
+        model = _text(run.get("model"), f"{dot}model")
         recipe = choose(run.get("recipe"), recipes, f"{dot or 'train.'}recipe")
-        scales = _list_of(_one_of(*SCALES))(run.get("scales", list(SCALES)), f"{dot}scales")
         options = _mapping((spec.get("models") or {}).get(model), f"scales.{scale}.models.{model}")
         plans[name] = {
             "run": name,
@@ -312,12 +282,38 @@ def plan_runs(params: dict, scale: str) -> dict[str, dict]:
                     (f"{dot}train", run.get("train")),
                 ]
             ),
-            "seeds": _seeds(run.get("seeds") or spec.get("seeds"), f"{dot}seeds"),
+            "seeds": _seeds(run.get("seeds") or spec.get("seeds"), f"{dot or 'train.'}seeds"),
             "threads": _number(1, whole=True)(spec.get("threads"), f"scales.{scale}.threads"),
         }
-        if scale not in scales:
-            plans[name]["data"] = {"role": role, "missing": f"exists only at {', '.join(scales)}"}
+        _check_model(plans[name], key or "model")
+    if "runs" in spec:
+        chosen = _list_of(_one_of(*plans))(spec["runs"], f"scales.{scale}.runs")
+        for name in plans.keys() - set(chosen):
+            reason = f"is not among the runs of scale {scale}"
+            plans[name]["data"] = {"role": plans[name]["data"]["role"], "missing": reason}
     return plans
+
+
+@lru_cache
+def _model_error(model: str, options: str, we: str) -> str | None:
+    """Why a model cannot be built or excited so, tried without memory; None if it can."""
+    import torch
+
+    from wexlib.train import build
+
+    plan = {"model": model, "model_options": json.loads(options), "we": json.loads(we)}
+    try:
+        with torch.device("meta"):
+            build(plan, seed=0, classes=10, image_size=(32, 32))
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return None
+
+
+def _check_model(plan: dict, key: str) -> None:
+    parts = (plan["model"], json.dumps(plan["model_options"]), json.dumps(plan["we"]))
+    if error := _model_error(*parts):
+        raise ValueError(f"{key}: {error}")
 
 
 # --- code digests ---------------------------------------------------------------------------
@@ -396,7 +392,7 @@ def write_plans(folder: Path, params: dict, scale: str) -> dict[str, dict]:
     sources["train.ipynb"] = notebook_code(folder / "notebooks" / "train.ipynb")
     plans, datasets = plan_runs(params, scale), data_plans(params, scale)
     code = code_digests(sources, ["train.ipynb"])
-    data_code = code_digests(sources, ["data"])
+    data_code = code_digests(sources, ["datasets"])
     out = folder / "build" / "plan" / scale
     for role, plan in datasets.items():
         write_json(out / "data" / f"{role}.json", plan | {"code": data_code})

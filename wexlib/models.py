@@ -47,7 +47,8 @@ def _torchvision(
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
-    choose(name, [*MODELS, *known], "model")
+    summary = f"one of {', '.join(MODELS)}, or a classification model of torchvision"
+    choose(name, [*MODELS, *known], "model", summary=summary)
     if image_size is not None and name.startswith("vit_"):
         options = {"image_size": image_size, **options}
     try:

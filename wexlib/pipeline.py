@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wexlib import config
-from wexlib.files import root, write, write_json, write_text
+from wexlib.files import root, write_json, write_text
+from wexlib.record import read_plan, write_not_run
 
 RESTORE = "git restore results dvc.lock && dvc checkout --allow-missing"
 
@@ -34,7 +35,7 @@ def data(scale: str, role: str) -> None:
     """Prepare the arrays of a dataset role."""
     import json
 
-    from wexlib.data import prepare
+    from wexlib.datasets import prepare
 
     spec = json.loads((root() / "build" / "plan" / scale / "data" / f"{role}.json").read_text())
     folder = root() / "data" / scale / role
@@ -53,6 +54,11 @@ def data(scale: str, role: str) -> None:
 
 def run(name: str) -> None:
     """Train the run ``<scale>/<run>`` in ``notebooks/train.ipynb``."""
+    plan = read_plan(name)
+    if "missing" in plan["data"]:
+        write_not_run(plan)
+        print(f"{name} is not run: it {plan['data']['missing']}")
+        return
     executed = root() / "build" / "executed" / f"{name}.ipynb"
     execute(root() / "notebooks" / "train.ipynb", executed, {"run": name, "write": True}, name)
 

@@ -17,16 +17,18 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import nn
-
-from wexlib import data as datasets
 from wexlib.files import root, write, write_json, write_text
-from wexlib.train import Run, build, device
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from wexlib.data import Data
+    from wexlib.train import Run
 
 
 def read_plan(run: str) -> dict:
@@ -38,14 +40,16 @@ def read_plan(run: str) -> dict:
     path = root() / "build" / "plan" / f"{run}.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no plan for run {run!r}: expected <scale>/<run> of params.yaml; make it by `dvc repro plan`"
+            f"no plan for run {run!r}: expected <scale>/<run> of params.yaml, after `dvc repro plan`"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_data(plan: dict) -> datasets.Data:
+def read_data(plan: dict) -> "Data":
     """The prepared arrays of the plan's dataset role."""
-    return datasets.load(root() / "data" / plan["scale"] / plan["data"]["role"])
+    from wexlib.data import load
+
+    return load(root() / "data" / plan["scale"] / plan["data"]["role"])
 
 
 def state_file(plan: dict, seed: int) -> Path:
@@ -66,20 +70,23 @@ def say(text: str) -> None:
         write_text(Path(path), text)
 
 
-def write_results(plan: dict, data: datasets.Data, runs: dict[int, Run]) -> dict:
+def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
     """Write the four files of a finished run, the result last; return the result."""
+    from safetensors.torch import save_file
+
     name, scale, seeds = plan["run"], plan["scale"], list(runs)
     histories = [runs[seed].history for seed in seeds]
     last = [history[-1] for history in histories]
     best = [max(history, key=lambda row: row["test_accuracy"]) for history in histories]
+    model = runs[seeds[0]].model
     result = {
         "run": name,
         "scale": scale,
         "data": plan["data"]
-        | {"classes": data.classes}
+        | {"classes": data.classes, "image_size": list(data.image_size)}
         | {split: len(data.labels(split)) for split in ("train", "validation", "test")},
         "config": {k: plan[k] for k in ("model", "model_options", "we", "recipe", "train", "code")},
-        "parameters": sum(p.numel() for p in runs[seeds[0]].model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "seeds": seeds,
         "test_last": [row["test_accuracy"] for row in last],
         "test_best_epoch": [row["test_accuracy"] for row in best],
@@ -105,8 +112,10 @@ def write_results(plan: dict, data: datasets.Data, runs: dict[int, Run]) -> dict
         table.writerows(history)
     folder = root() / "results" / scale
     write_text(folder / "curves" / f"{name}.csv", rows.getvalue())
+    on = next(model.parameters()).device
     write_json(
-        folder / "provenance" / f"{name}.json", provenance(sum(r.seconds for r in runs.values()))
+        folder / "provenance" / f"{name}.json",
+        provenance(on, sum(run.seconds for run in runs.values())),
     )
     write_json(folder / f"{name}.json", result)
     for seed in seeds:
@@ -116,36 +125,38 @@ def write_results(plan: dict, data: datasets.Data, runs: dict[int, Run]) -> dict
 
 def write_not_run(plan: dict) -> dict:
     """The files of a run that cannot be had at this scale: they say why."""
+    from safetensors.numpy import save_file
+
     name, folder = plan["run"], root() / "results" / plan["scale"]
     result = {"run": name, "scale": plan["scale"], "not_run": plan["data"]["missing"]}
     write(root() / "models" / plan["scale"] / f"{name}.safetensors", lambda t: save_file({}, t))
     write_text(folder / "curves" / f"{name}.csv", "seed,epoch\n")
-    write_json(folder / "provenance" / f"{name}.json", provenance(0.0))
+    write_json(folder / "provenance" / f"{name}.json", {})
     write_json(folder / f"{name}.json", result)
     return result
 
 
-def provenance(seconds: float) -> dict:
+def provenance(on: "torch.device", seconds: float) -> dict:
     """What a number does not depend on, but a reader may ask."""
+    import torch
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True)
         return done.stdout.strip()
 
-    on = device()
     return {
         "seconds": round(seconds, 2),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if on.type == "cuda" else "cpu",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "wexlib", "notebooks")),
     }
 
 
-def load(results_json: str | Path, seed: int | None = None) -> nn.Module:
+def load(results_json: str | Path, seed: int | None = None) -> "nn.Module":
     """Rebuild a run's model with its checkpoint, in evaluation mode, ready to :func:`wexlib.fold`.
 
     Args:
@@ -157,6 +168,10 @@ def load(results_json: str | Path, seed: int | None = None) -> nn.Module:
         FileNotFoundError: no such result, or no checkpoint beside it.
         ValueError: the run was not run, or not with this seed.
     """
+    from safetensors import safe_open
+
+    from wexlib.train import build
+
     path = Path(results_json).resolve()
     if not path.is_file():
         raise FileNotFoundError(
@@ -173,7 +188,9 @@ def load(results_json: str | Path, seed: int | None = None) -> nn.Module:
         raise FileNotFoundError(
             f"no checkpoint {file}: bring it by `dvc pull`, or make it by `dvc repro`"
         )
-    model = build(result["config"], seed, result["data"]["classes"])
+    model = build(
+        result["config"], seed, **{k: result["data"][k] for k in ("classes", "image_size")}
+    )
     with safe_open(file, framework="pt") as tensors:
         prefix = f"{seed}."
         state = {

@@ -9,7 +9,7 @@ epoch to the same last bit.
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,10 +50,12 @@ def recipes(we: dict) -> list:
     return chain
 
 
-def build(plan: dict, seed: int, classes: int) -> nn.Module:
+def build(plan: dict, seed: int, *, classes: int, image_size: Sequence[int]) -> nn.Module:
     """The plan's model with its excitation, on the CPU, at the start that ``seed`` gives it."""
     torch.manual_seed(derive(seed, "backbone"))
-    model = models.build(plan["model"], classes=classes, **plan["model_options"])
+    model = models.build(
+        plan["model"], classes=classes, image_size=image_size, **plan["model_options"]
+    )
     if chain := recipes(plan["we"]):
         layers = {
             "conv": None,
@@ -112,7 +114,7 @@ def evaluate(model: nn.Module, loader: Loader, train: dict) -> tuple[float, floa
 
 
 def loaders(data: Data, plan: dict, seed: int, on: torch.device) -> dict[str, Loader]:
-    """``train`` in the order and with the augmentation that ``seed`` gives; the others as they lie."""
+    """``train`` in the order and augmentation that ``seed`` gives; the others as they lie."""
     common = {"device": on, "channels_last": plan["train"]["channels_last"]}
     splits = {
         name: Loader(data, name, batch_size=EVALUATION_BATCH, **common)
@@ -159,11 +161,25 @@ class Run:
         self.history, self.seconds = state["history"], state["seconds"]
 
 
+def _check_channels_last(model: nn.Module, on: torch.device) -> None:
+    """oneDNN without AVX-512 writes past its buffers there (torch 2.15, seen as a crash)."""
+    for name, module in model.named_modules():
+        if on.type == "cpu" and isinstance(module, nn.Conv2d) and module.in_channels < 8:
+            if module.kernel_size == (1, 1) and module.stride != (1, 1):
+                raise ValueError(
+                    f"{name}: a strided 1×1 convolution of {module.in_channels} channels can crash "
+                    "in channels_last on a CPU: take a width of at least 8, or channels_last: false"
+                )
+
+
 def start(plan: dict, data: Data, seed: int, saved: Path | None = None) -> Run:
     """A run at its beginning, or where the file ``saved`` left it."""
     on = device()
-    model = build(plan, seed, data.classes).to(on)
+    if on.type == "cpu":
+        torch.set_num_threads(plan["threads"])  # sums depend on it in their last bits
+    model = build(plan, seed, classes=data.classes, image_size=data.image_size).to(on)
     if plan["train"]["channels_last"]:
+        _check_channels_last(model, on)
         model = model.to(memory_format=torch.channels_last)
     run = Run(model, optimizer_of(model, plan["train"]))
     if saved and saved.is_file():
@@ -206,8 +222,8 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
             count += len(labels)
         if bad.item() < steps:
             raise FloatingPointError(
-                f"{plan['run']}: the loss is not finite at step {bad.item() + 1} of epoch {epoch + 1} "
-                f"(seed {seed}): lower train.lr; the epochs before it are kept"
+                f"{plan['run']}: the loss is not finite at step {bad.item() + 1} of epoch "
+                f"{epoch + 1} (seed {seed}): lower train.lr; the epochs before it are kept"
             )
         row = {
             "seed": seed,
