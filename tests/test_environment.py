@@ -83,7 +83,18 @@ def test_library_alone_needs_three_packages():
 
 
 @pytest.mark.parametrize(
-    "module", ["attach", "attention", "data", "excitation", "magnitude", "models", "names", "train"]
+    "module",
+    [
+        "attach",
+        "attention",
+        "data",
+        "datasets",
+        "excitation",
+        "magnitude",
+        "models",
+        "sources",
+        "train",
+    ],
 )
 def test_library_modules_import_only_the_three_at_the_top(module):
     tree = ast.parse((ROOT / "wexlib" / f"{module}.py").read_text(encoding="utf-8"))
