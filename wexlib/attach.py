@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from wexlib.attention import Attention, FeatureAttention
 from wexlib.layout import QueryKeyValue, Transposed, exchange
+from wexlib.parametrization import register
 from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, draw, seeded
 from wexlib.sharing import GlobalExcitation
 from wexlib.where import (
@@ -117,7 +118,7 @@ def excite(
         make = _one_for_all(make)
     built = [_attach(slot, make) for slot in slots]
     for slot, excitation in zip(slots, built, strict=True):
-        parametrize.register_parametrization(slot.module, slot.attribute, excitation, unsafe=True)
+        register(slot.module, slot.attribute, excitation)
     return model
 
 

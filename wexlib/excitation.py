@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from wexlib import magnitude
 from wexlib.attention import Attention
 from wexlib.names import choose
+from wexlib.parametrization import register
 from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, flat, seeded
 
 STARTS = ("random", "identity")
@@ -164,7 +164,7 @@ class LocationExcitation(Gated):
             )
         for net in (self.fc1, self.fc2):
             inner = chain(self.recipe.stacked).build(net.weight, generator=generator)
-            parametrize.register_parametrization(net, "weight", inner, unsafe=True)
+            register(net, "weight", inner)
 
     def maps(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.attention.maps(self, x, skips=self.recipe.skips)

@@ -57,23 +57,23 @@ def star_relu(u: Tensor) -> Tensor:
 
 
 def learnable(u: Tensor, shape: Tensor) -> Tensor:
-    """e^c·u·exp(αu² + βu⁴), with α = ¼(e^a − 1) and β = ⅛(e^b − 1); ``shape`` is (a, b, c).
+    """W' / W = e^c·exp(αu² + βu⁴), with α = ¼(e^a − 1), β = ⅛(e^b − 1) and (a, b, c) = ``shape``.
 
     Future work of the thesis (chapter 8): "some learnable function". What is asked of it:
 
     * odd and smooth, so that positive and negative weights are treated alike;
-    * strictly increasing, so that it never changes which weight is larger: the derivative is
-      e^c·exp(…)·(1 + 2αu² + 4βu⁴), and α > −¼, β > −⅛ keep it above 1 − ½u² − ½u⁴ > 0 for |u| < 1;
+    * strictly increasing, so that it never changes which weight is larger: the derivative of
+      u·exp(αu² + βu⁴) is exp(…)·(1 + 2αu² + 4βu⁴), and α > −¼, β > −⅛ keep the bracket above
+      1 − ½u² − ½u⁴ > 0 for |u| < 1;
     * the identity, to the last bit, at a = b = c = 0, so it can be put on trained weights, and
       weight decay pulls towards "no excitation";
-    * a gradient for each number at that start: ∂/∂a = ¼u³, ∂/∂b = ⅛u⁵, ∂/∂c = u;
-    * three numbers a layer: gain c, which a following norm removes, and two that bend the curve,
-      up as the original's artanh does or down, as a polynomial in u² of degree two in the
-      exponent.
+    * a gradient for each number at that start: of u·exp(…), ¼u³, ⅛u⁵ and u;
+    * three numbers a layer: a gain, which a following norm removes, and two that bend the curve
+      for large weights, up as artanh does or down.
     """
     square = u.square()
     bend = torch.expm1(shape[0]) / 4 + torch.expm1(shape[1]) / 8 * square
-    return u * torch.exp(shape[2] + square * bend)
+    return torch.exp(shape[2] + square * bend)
 
 
 #: What W' / M is of u = W / M. The eleven functions of thesis 3.3.1 are among them: the thesis
@@ -101,5 +101,5 @@ def apply(function: str, weight: Tensor, eps: float, shape: Tensor | None = None
     m = largest(weight, eps)
     u = weight / m
     if function == "learnable":
-        return m * learnable(u, shape)
+        return weight * learnable(u, shape)
     return UNSCALED[function](u) if function in UNSCALED else m * SCALED[function](u)

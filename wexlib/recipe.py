@@ -189,7 +189,7 @@ def flat(recipes: Recipe | Iterable[Recipe]) -> tuple[Recipe, ...]:
         return (recipes,)
     if isinstance(recipes, Attention):
         raise TypeError(f"{recipes} is an attention: wrap it as Location({recipes})")
-    if isinstance(recipes, type) or not isinstance(recipes, Iterable):
+    if isinstance(recipes, type | str) or not isinstance(recipes, Iterable):
         raise TypeError(
             f"{recipes!r} is no recipe: expected Standardize(), Location(…), Magnitude(), or a list"
         )
