@@ -124,12 +124,14 @@ def _spatial(filter_, nets, gate, name="spatial"):
 
 def cbam(filter_, nets, *, activation="relu", gate="sigmoid", skips=False, order="sequential"):
     """Step by step, as the thesis's figure 4.2 and the authors' code go."""
-    channel = (
-        lambda x: torch.stack(  # noqa: E731
-            [g.expand(x.shape[1:]) for g in _channel(x, nets, activation, gate)]
-        )
-    )
-    space = lambda x: _spatial(x, nets, gate).expand(x.shape)  # noqa: E731
+
+    def channel(x):
+        gates = _channel(x, nets, activation, gate)
+        return torch.stack([g.expand(x.shape[1:]) for g in gates])
+
+    def space(x):
+        return _spatial(x, nets, gate).expand(x.shape)
+
     first, second = (space, channel) if order == "reversed" else (channel, space)
     s1 = filter_ * first(filter_)
     w1 = filter_ + s1 if skips else s1

@@ -363,7 +363,8 @@ class FeatureAttention(nn.Module):
         super().__init__()
         if not isinstance(attention, Attention):
             raise TypeError(f"attention is {attention!r}: expected a recipe such as SE() or CBAM()")
-        choose(rank, CONVOLUTIONS, "rank")
+        if rank not in CONVOLUTIONS:
+            raise ValueError(f"rank is {rank!r}: expected 1, 2 or 3 axes of space")
         self.attention = attention
         for name, net in attention.nets(channels, [attention.side] * rank, published=True).items():
             self.add_module(name, net)

@@ -1,0 +1,160 @@
+"""Attention on feature maps against its formulas, and the sentence that it is one with location."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wexlib import BAM, CBAM, SE, Location, Triplet
+from wexlib.activations import ACTIVATIONS
+from wexlib.attention import ATTENTIONS, FeatureAttention
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def batch_norm(norm, y):
+    """By the formula, with the batch's mean and biased variance of each channel."""
+    axes = [0, *range(2, y.dim())]
+    mean = y.mean(axes, keepdim=True)
+    variance = (y - mean).square().mean(axes, keepdim=True)
+    shape = [1, -1, *[1] * (y.dim() - 2)]
+    return (y - mean) / (variance + norm.eps).sqrt() * norm.weight.view(shape) + norm.bias.view(
+        shape
+    )
+
+
+def z_pool(x):
+    return torch.stack([x.max(1).values, x.sum(1) / x.shape[1]], 1)
+
+
+def published_map(net, x):
+    """σ(BN(7×7 convolution without bias of [max; mean]))."""
+    conv, norm = net
+    assert conv.bias is None and conv.kernel_size == (7, 7) and norm.momentum == 0.01
+    return torch.sigmoid(batch_norm(norm, F.conv2d(z_pool(x), conv.weight, padding=3)))
+
+
+def mlp(m, z):
+    return torch.relu(z @ m.fc1.weight.T + m.fc1.bias) @ m.fc2.weight.T + m.fc2.bias
+
+
+def se(m, x):
+    return x * torch.sigmoid(mlp(m, x.flatten(2).mean(2)))[:, :, None, None]
+
+
+def cbam(m, x):
+    flat = x.flatten(2)
+    scores = mlp(m, flat.mean(2)) + mlp(m, flat.max(2).values)
+    x = x * torch.sigmoid(scores)[:, :, None, None]
+    return x * published_map(m.spatial, x)
+
+
+def bam(m, x):
+    linear, norm = m.fc2
+    hidden = torch.relu(x.flatten(2).mean(2) @ m.fc1.weight.T + m.fc1.bias)
+    channel = batch_norm(norm, hidden @ linear.weight.T + linear.bias)
+    reduce, first, second, (project, last) = m.spatial
+    y = torch.relu(F.conv2d(x, reduce.weight, reduce.bias))
+    y = torch.relu(F.conv2d(y, first.weight, first.bias, padding=4, dilation=4))
+    y = torch.relu(F.conv2d(y, second.weight, second.bias, padding=4, dilation=4))
+    space = batch_norm(last, F.conv2d(y, project.weight, project.bias))
+    return x + x * torch.sigmoid(channel[:, :, None, None] + space)
+
+
+def triplet(m, x):
+    rows = x.permute(0, 2, 1, 3)
+    rows = (rows * published_map(m.axis2, rows)).permute(0, 2, 1, 3)
+    columns = x.permute(0, 3, 2, 1)
+    columns = (columns * published_map(m.axis3, columns)).permute(0, 3, 2, 1)
+    return (rows + columns + x * published_map(m.spatial, x)) / 3
+
+
+@pytest.mark.parametrize(
+    ("attention", "reference"),
+    [(SE(), se), (CBAM(), cbam), (BAM(), bam), (Triplet(), triplet)],
+    ids=["se", "cbam", "bam", "triplet"],
+)
+def test_feature_maps_against_the_formula(attention, reference):
+    x = torch.randn(3, 32, 9, 8, dtype=torch.float64, requires_grad=True)
+    module = FeatureAttention(attention, 32).double()
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    out, expected = module(x), reference(module, x)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    inputs = [x, *module.parameters()]
+    direction = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * direction).sum(), inputs)
+    wanted = torch.autograd.grad((expected * direction).sum(), inputs)
+    for ours, theirs in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("attention", "parameters"),
+    [
+        (SE(), 2 * 64 * 4 + 4 + 64),
+        (CBAM(), 2 * 64 * 4 + 4 + 64 + 2 * 49 + 2),
+        (
+            BAM(),
+            (2 * 64 * 4 + 4 + 64 + 2 * 64) + (64 * 4 + 4) + 2 * (4 * 4 * 9 + 4) + (4 + 1 + 2),
+        ),
+        (Triplet(), 3 * (2 * 49 + 2)),
+    ],
+)
+def test_parameters_on_feature_maps(attention, parameters):
+    assert sum(p.numel() for p in FeatureAttention(attention, 64).parameters()) == parameters
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_any_rank(name, rank):
+    x = torch.randn(2, 20, *[5] * rank)
+    out = FeatureAttention(ATTENTIONS[name](), 20, rank=rank)(x)
+    assert out.shape == x.shape and out.isfinite().all()
+
+
+@pytest.mark.parametrize("attention", [SE(), SE("leaky_relu", "tanh")])
+def test_location_is_attention_with_filters_for_a_batch(attention):
+    weight = torch.randn(6, 32, 3, 3)
+    location = Location(attention).build(weight)
+    features = FeatureAttention(attention, 32)
+    features.load_state_dict({k: v for k, v in location.state_dict().items() if k != "strength"})
+    assert torch.equal(location(weight), features(weight))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_torch_s(name):
+    x = torch.linspace(-7, 7, 41)
+    expected = x if name == "identity" else getattr(F, name)(x)
+    assert torch.equal(ACTIVATIONS[name](x), expected)
+
+
+def test_recipes_are_values():
+    assert SE() == SE("relu", "sigmoid", 16) and hash(CBAM()) == hash(CBAM())
+    assert SE(activation="silu") != SE()
+    with pytest.raises(AttributeError):
+        SE().gate = "tanh"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: SE("rellu"), ValueError, "unknown activation 'rellu'"),
+        (lambda: SE("rellu"), ValueError, "did you mean 'relu'?"),
+        (lambda: Triplet(gate="sigmod"), ValueError, "unknown gate 'sigmod'"),
+        (lambda: SE(reduction=0), ValueError, "reduction is 0: expected a whole number"),
+        (lambda: BAM(reduction=1.5), ValueError, "reduction is 1.5"),
+        (lambda: CBAM(order="parallell"), ValueError, "did you mean 'parallel'?"),
+        (lambda: FeatureAttention("se", 8), TypeError, "attention is 'se': expected a recipe"),
+        (lambda: FeatureAttention(SE(), 8, rank=4), ValueError, "rank is 4: expected 1, 2 or 3"),
+    ],
+)
+def test_errors(make, error, words):
+    with pytest.raises(error) as caught:
+        make()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
