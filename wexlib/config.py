@@ -93,15 +93,24 @@ def _seeds(value: object, key: str) -> list[int]:
 #: The excitation of a run: key -> (check, default). The defaults excite nothing.
 WE = {
     "standardize": (_flag, False),
-    "attention": (_name_in("attention", "ATTENTIONS", "none"), "none"),
+    "attention": (_name_in("attention", "ATTENTIONS", "none", "global"), "none"),
     "skips": (_flag, False),
+    "shared": (_flag, False),
+    "stacked": (_one_of("none", "location", "magnitude"), "none"),
+    "control": (_name_in("excitation", "CONTROLS"), "none"),
+    "start": (_name_in("excitation", "STARTS"), "random"),
     "activation": (_name_in("activations", "ACTIVATIONS"), "relu"),
     "gate": (_name_in("activations", "ACTIVATIONS"), "sigmoid"),
     "reduction": (_number(1, whole=True), 16),
     "magnitude": (_name_in("magnitude", "FUNCTIONS", "none"), "none"),
     "eps": (_number(0, strict=True), 0.1),
     "layers": (_one_of("conv", "linear", "conv+linear"), "conv"),
+    "pretrain": (_number(0, whole=True), 0),
+    "pause": (_number(0, whole=True), 0),
+    "ramp": (_number(0, whole=True), 0),
 }
+
+_OF_LOCATION = ("skips", "stacked", "control", "start")
 
 #: The training of a run: key -> check. Every key has its value in a recipe of ``params.yaml``.
 TRAIN = {
@@ -140,8 +149,16 @@ def _excitation(value: object, key: str) -> dict:
         name: check(given.get(name, default), f"{key}.{name}")
         for name, (check, default) in WE.items()
     }
-    if we["skips"] and we["attention"] == "none":
-        raise ValueError(f"{key}.skips: true needs an attention, and {key}.attention is none")
+    for name, (_, default) in WE.items():
+        if name in _OF_LOCATION and we[name] != default and we["attention"] in ("none", "global"):
+            raise ValueError(
+                f"{key}.{name}: {we[name]!r} needs an attention of a layer's own, and "
+                f"{key}.attention is {we['attention']}"
+            )
+    if we["shared"] and we["attention"] != "global":
+        raise ValueError(f"{key}.shared: true needs {key}.attention: global")
+    if (we["pause"] or we["ramp"]) and we["attention"] == we["magnitude"] == "none":
+        raise ValueError(f"{key}.pause: nothing to pause: {key} has no attention and no magnitude")
     return we
 
 

@@ -102,6 +102,7 @@ def execute(notebook: Path, executed: Path, parameters: dict, title: str) -> Non
                     request_save_on_cell_execute=False,
                     autosave_cell_every=0,
                     shutdown_kernel="immediate",
+                    extra_arguments=["--IPKernelApp.log_level=ERROR"],
                 )
             except papermill.PapermillExecutionError as error:
                 where = executed.relative_to(root())

@@ -40,7 +40,7 @@ def read_plan(run: str) -> dict:
     path = root() / "build" / "plan" / f"{run}.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no plan for run {run!r}: expected <scale>/<run> of params.yaml, after `dvc repro plan`"
+            f"no plan for run {run!r}: expected <scale>/<run> of params.yaml, by `dvc repro plan`"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -19,13 +19,20 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from wexlib import models
-from wexlib.attach import excite
-from wexlib.attention import ATTENTIONS
+from wexlib.attach import average, excite, resume
+from wexlib.attention import ATTENTIONS, SE
 from wexlib.data import Data, Loader
 from wexlib.excitation import Location, Magnitude, Standardize
 from wexlib.files import write
+from wexlib.sharing import Global
 
 EVALUATION_BATCH = 500
+#: What the attention nets of a stacked excitation are excited by themselves.
+STACKED = {
+    "none": (),
+    "location": (Standardize(), Location(SE())),
+    "magnitude": (Standardize(), Magnitude()),
+}
 
 
 def derive(seed: int, purpose: str) -> int:
@@ -42,29 +49,42 @@ def recipes(we: dict) -> list:
     """The excitations that a plan's ``we`` asks for, in the order in which they are applied."""
     chain = [Standardize()] if we["standardize"] else []
     if we["attention"] != "none":
-        keys = ATTENTIONS[we["attention"]].__dataclass_fields__
+        kind = ATTENTIONS.get(we["attention"], Global)
+        keys = kind.__dataclass_fields__
         given = {key: we[key] for key in ("activation", "gate", "reduction") if key in keys}
-        chain.append(Location(ATTENTIONS[we["attention"]](**given), skips=we["skips"]))
+        if kind is Global:
+            # Shared by all layers, a net for any width; or the authors' nets, averaged.
+            chain.append(Global(**given, **({"width": None} if we["shared"] else {})))
+        else:
+            options = {key: we[key] for key in ("skips", "control", "start")}
+            chain.append(Location(kind(**given), stacked=STACKED[we["stacked"]], **options))
     if we["magnitude"] != "none":
         chain.append(Magnitude(we["magnitude"], eps=we["eps"]))
     return chain
 
 
-def build(plan: dict, seed: int, *, classes: int, image_size: Sequence[int]) -> nn.Module:
-    """The plan's model with its excitation, on the CPU, at the start that ``seed`` gives it."""
-    torch.manual_seed(derive(seed, "backbone"))
-    model = models.build(
-        plan["model"], classes=classes, image_size=image_size, **plan["model_options"]
-    )
-    if chain := recipes(plan["we"]):
+def attach(model: nn.Module, we: dict, seed: int) -> nn.Module:
+    """Excite ``model`` as a plan's ``we`` asks, at the start that ``seed`` gives the attention."""
+    if chain := recipes(we):
         layers = {
             "conv": None,
             "linear": nn.Linear,
             "conv+linear": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
-        }[plan["we"]["layers"]]
+        }[we["layers"]]
         generator = torch.Generator().manual_seed(derive(seed, "attention"))
-        excite(model, chain, where=layers, generator=generator)
+        excite(model, chain, where=layers, shared=we["shared"], generator=generator)
     return model
+
+
+def build(
+    plan: dict, seed: int, *, classes: int, image_size: Sequence[int], plain: bool = False
+) -> nn.Module:
+    """The plan's model, excited unless ``plain``, on the CPU, at the start that ``seed`` gives."""
+    torch.manual_seed(derive(seed, "backbone"))
+    model = models.build(
+        plan["model"], classes=classes, image_size=image_size, **plan["model_options"]
+    )
+    return model if plain else attach(model, plan["we"], seed)
 
 
 def optimizer_of(model: nn.Module, train: dict) -> torch.optim.Optimizer:
@@ -92,6 +112,11 @@ def learning_rate(train: dict, step: int, steps: int) -> float:
         t = (step + 1) / (steps * train["epochs"] + 1)
         return lr * min(t / 0.3, (1 - t) / 0.7)
     return lr
+
+
+def strength(we: dict, epoch: int) -> float:
+    """How far the excitation is on in an epoch (from 0): 0 while paused, then 1, or a ramp up."""
+    return min(max((epoch - we["pause"] + 1) / (we["ramp"] + 1), 0.0), 1.0)
 
 
 def autocast(train: dict, on: torch.device):
@@ -145,6 +170,11 @@ class Run:
     history: list[dict] = field(default_factory=list)
     seconds: float = 0.0
 
+    def excite(self, plan: dict, seed: int) -> None:
+        """Attach the excitation to the plain network that was trained so far."""
+        attach(self.model, plan["we"], seed)
+        self.optimizer = optimizer_of(self.model, plan["train"])
+
     def save(self, path: Path) -> None:
         state = {
             "model": self.model.state_dict(),
@@ -154,8 +184,7 @@ class Run:
         }
         write(path, lambda temporary: torch.save(state, temporary))
 
-    def restore(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+    def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.seconds = state["history"], state["seconds"]
@@ -177,13 +206,18 @@ def start(plan: dict, data: Data, seed: int, saved: Path | None = None) -> Run:
     on = device()
     if on.type == "cpu":
         torch.set_num_threads(plan["threads"])  # sums depend on it in their last bits
-    model = build(plan, seed, classes=data.classes, image_size=data.image_size).to(on)
+    state = None
+    if saved and saved.is_file():
+        state = torch.load(saved, weights_only=True, map_location="cpu")
+    plain = (len(state["history"]) if state else 0) <= plan["we"]["pretrain"] > 0
+    sizes = {"classes": data.classes, "image_size": data.image_size}
+    model = build(plan, seed, **sizes, plain=plain).to(on)
     if plan["train"]["channels_last"]:
         _check_channels_last(model, on)
         model = model.to(memory_format=torch.channels_last)
     run = Run(model, optimizer_of(model, plan["train"]))
-    if saved and saved.is_file():
-        run.restore(saved)
+    if state:
+        run.restore(state)
     return run
 
 
@@ -196,8 +230,13 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
     train, on = plan["train"], next(run.model.parameters()).device
     splits = loaders(data, plan, seed, on)
     steps = len(splits["train"])
+    averaged = plan["we"]["attention"] == "global" and not plan["we"]["shared"]
     for epoch in range(len(run.history), train["epochs"]):
         began = time.perf_counter()
+        if epoch == plan["we"]["pretrain"] > 0:
+            run.excite(plan, seed)
+        if plan["we"]["pause"] or plan["we"]["ramp"]:
+            resume(run.model, strength=strength(plan["we"], epoch))
         torch.manual_seed(derive(seed, f"dropout of epoch {epoch}"))
         splits["train"].epoch = epoch
         run.model.train()
@@ -214,6 +253,8 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
             run.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             run.optimizer.step()
+            if averaged:
+                average(run.model)
             # Sums stay on the device, so that a step never waits for the one before.
             loss = loss.detach()
             bad = torch.where(loss.isfinite(), bad, bad.clamp(max=i))

@@ -1,0 +1,371 @@
+"""Result files to tables and statistics. No number of ours comes from anywhere else.
+
+``tables.yaml`` says which run stands in which row, and what the thesis reported there. A row's mean
+and standard deviation are over its seeds; its difference is against the table's plain row, paired
+on equal seeds. A verdict takes real data and at least five pairs.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from wexlib.files import root, write_json, write_text
+from wexlib.names import choose
+
+PROTOCOLS = {
+    "test_last": "test accuracy at the last epoch",
+    "test_best_epoch": "test accuracy at the best epoch on the test set (the thesis's protocol)",
+}
+EMBEDDED = ("digits10", "digits100")
+LEVEL = 0.05
+PAIRS_FOR_INTERVAL, PAIRS_FOR_VERDICT = 3, 5
+MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
+#: The table that stands in the README.
+README_TABLE = "6.2"
+
+_TABLE_KEYS = ("title", "setting", "remark", "rows")
+_ROW_KEYS = ("row", "run", "thesis", "plain", "ours", "remark")
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def read_tables(path: Path, runs: Sequence[str] | Mapping | None = None) -> dict[str, dict]:
+    """``tables.yaml``, checked; with ``runs``, every run that it names must be one of them.
+
+    Raises:
+        ValueError: one sentence that names the table and the row.
+    """
+    from ruamel.yaml import YAML
+
+    tables = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    for number, table in tables.items():
+        for key in table:
+            choose(key, _TABLE_KEYS, f"key in table {number}:")
+        for i, row in enumerate(table["rows"], 1):
+            place = f"table {number}, row {i}"
+            for key in row:
+                choose(key, _ROW_KEYS, f"key in {place}:")
+            if "row" not in row or not row.keys() & {"run", "thesis"}:
+                raise ValueError(f"{place}: expected a row's name and a run or what the thesis had")
+            if "run" in row and runs is not None:
+                choose(row["run"], runs, f"run in {place}:", summary="a run of params.yaml")
+        if sum(row.get("plain", False) for row in table["rows"]) != 1:
+            raise ValueError(f"table {number}: expected exactly one row with plain: true")
+    return tables
+
+
+def read_result(scale: str, run: str, home: Path | None = None) -> dict | None:
+    """A run's result, or None before it ran."""
+    path = (home or root()) / "results" / scale / f"{run}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_curves(scale: str, runs: Sequence[str], home: Path | None = None) -> pd.DataFrame:
+    """The curves of those of ``runs`` that ran: a row for each run, seed and epoch."""
+    folder = (home or root()) / "results" / scale / "curves"
+    frames = [
+        pd.read_csv(folder / f"{run}.csv").assign(run=run)
+        for run in runs
+        if (folder / f"{run}.csv").is_file()
+    ]
+    return pd.concat([f for f in frames if len(f)]) if any(map(len, frames)) else pd.DataFrame()
+
+
+def _older_code(result: dict, home: Path) -> str:
+    """A remark where the present code is not that which made the result."""
+    plan = home / "build" / "plan" / result["scale"] / f"{result['run']}.json"
+    if not plan.is_file():
+        return ""
+    if json.loads(plan.read_text(encoding="utf-8"))["code"] == result["config"]["code"]:
+        return ""
+    made = home / "results" / result["scale"] / "provenance" / f"{result['run']}.json"
+    commit = json.loads(made.read_text(encoding="utf-8")).get("commit", "")[:7]
+    return f"made by older code (commit {commit or 'unknown'})"
+
+
+# --- statistics -----------------------------------------------------------------------------
+
+
+def paired(ours: Mapping[int, float], plain: Mapping[int, float]) -> dict:
+    """The mean difference over the seeds that both have, its 95 % t interval, and p.
+
+    With d the n differences: mean d ± t(0.975, n − 1)·sd(d)/√n, and the two-sided p of
+    t = mean d·√n/sd(d). Interval and p are NaN below three pairs; p is also where all d are equal.
+    """
+    from scipy import stats
+
+    differences = [ours[seed] - plain[seed] for seed in ours if seed in plain]
+    n, nan = len(differences), math.nan
+    if not n:
+        return {"difference": nan, "low": nan, "high": nan, "p": nan, "pairs": 0}
+    mean = sum(differences) / n
+    found = {"difference": mean, "low": nan, "high": nan, "p": nan, "pairs": n}
+    if n >= PAIRS_FOR_INTERVAL:
+        error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+        half = stats.t.ppf(0.975, n - 1) * error
+        found |= {"low": mean - half, "high": mean + half}
+        if error > 0:
+            found["p"] = 2 * stats.t.sf(abs(mean) / error, n - 1)
+    return found
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p: the k-th smallest of m times m − k + 1, never falling, at most 1.
+
+    NaN stays NaN and does not count.
+    """
+    order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
+    adjusted, running = [math.nan] * len(ps), 0.0
+    for k, i in enumerate(order):
+        running = max(running, min(1.0, ps[i] * (len(order) - k)))
+        adjusted[i] = running
+    return adjusted
+
+
+def roughness(curve: Sequence[float]) -> float:
+    """Mean absolute second difference, (1/(n−2))·Σ|y(t−1) − 2y(t) + y(t+1)|; 0 for a line."""
+    steps = [a - 2 * b + c for a, b, c in zip(curve, curve[1:], curve[2:], strict=False)]
+    return sum(map(abs, steps)) / len(steps) if steps else math.nan
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+
+def table(number: str, scale: str, protocol: str = "test_last", home: Path | None = None):
+    """One table as a frame, a row for each of the thesis's and of ours.
+
+    Columns: row, run, data, thesis, mean, sd, n, difference, low, high, p, p_holm, verdict,
+    parameters, status, remark. Accuracies and differences are in percent and percentage points.
+    """
+    choose(protocol, PROTOCOLS, "protocol")
+    home = home or root()
+    tables = read_tables(home / "tables.yaml")
+    rows = tables[choose(number, tables, "table")]["rows"]
+    results = {r["run"]: read_result(scale, r["run"], home) for r in rows if "run" in r}
+    scores = {
+        run: dict(zip(result["seeds"], result[protocol], strict=True))
+        for run, result in results.items()
+        if result and protocol in result
+    }
+    plain = next(row["run"] for row in rows if row.get("plain"))
+    frame = pd.DataFrame([_row(row, results, scores, plain, home) for row in rows])
+    frame["p_holm"] = holm(list(frame["p"]))
+    real = {run for run in scores if results[run]["data"]["dataset"] not in EMBEDDED}
+    frame["verdict"] = [
+        _verdict(row) if row.run in real and row.pairs >= PAIRS_FOR_VERDICT else ""
+        for row in frame.itertuples()
+    ]
+    columns = "row run data thesis mean sd n difference low high p p_holm verdict parameters"
+    return frame[[*columns.split(), "status", "remark"]]
+
+
+def _row(row: dict, results: dict, scores: dict, plain: str, home: Path) -> dict:
+    nan, run = math.nan, row.get("run", "")
+    thesis = row.get("thesis", nan)
+    found = {
+        "row": row["row"],
+        "run": run,
+        "data": "",
+        "thesis": sum(thesis) / len(thesis) if isinstance(thesis, list) else thesis,
+        "mean": nan,
+        "sd": nan,
+        "n": 0,
+        "parameters": nan,
+        "status": "",
+        **paired({}, {}),
+    }
+    remarks = ["ours"] if row.get("ours") else []
+    remarks += [row["remark"]] if "remark" in row else []
+    if isinstance(thesis, list):
+        remarks.append(f"thesis: {', '.join(f'{x:.2f}' for x in thesis)}")
+    result = results.get(run)
+    if run in scores:
+        values = list(scores[run].values())
+        found |= {
+            "data": result["data"]["dataset"],
+            "mean": sum(values) / len(values),
+            "n": len(values),
+            "sd": pd.Series(values).std() if len(values) > 1 else nan,
+            "parameters": result["parameters"],
+        }
+        if run != plain and plain in scores:
+            found |= paired(scores[run], scores[plain])
+        if older := _older_code(result, home):
+            remarks.append(older)
+    elif run:
+        found["status"] = f"not run: {result['not_run']}" if result else "not run yet"
+    return found | {"remark": "; ".join(remarks)}
+
+
+def _verdict(row) -> str:
+    if math.isnan(row.p_holm):
+        return ""
+    if row.p_holm >= LEVEL:
+        return "undecided"
+    return "higher" if row.difference > 0 else "lower"
+
+
+def caption(number: str, frame: pd.DataFrame, scale: str, protocol: str = "test_last") -> str:
+    """What a table shows: scale, data, number of seeds, protocol, and what to know."""
+    entry = read_tables(root() / "tables.yaml")[number]
+    ran = frame[frame["n"] > 0]
+    shown = "nothing was run"
+    if len(ran):
+        seeds = sorted({int(n) for n in ran["n"]})
+        many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        shown = (
+            f"ours on {' and '.join(sorted(set(ran['data'])))}, n = {many}, {PROTOCOLS[protocol]}"
+        )
+    verdict = ""
+    if not any(frame["verdict"]):
+        verdict = " No verdict: it takes real data and five seeds."
+    return (
+        f"Table {number}. {entry['title']}. The thesis: {entry['setting']}. "
+        f"Scale {scale}: {shown}; mean ± sd, and the difference to the plain row with its 95 % "
+        f"interval.{verdict} {entry.get('remark', '')}".strip()
+    )
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame for a reader: rounded, dashes where there is nothing."""
+
+    def number(x: float, sign: str = "") -> str:
+        return "–" if math.isnan(x) else f"{x:{sign}.2f}".replace("-", "−")
+
+    def ours(row) -> str:
+        if row.status:
+            return row.status
+        if not row.n:
+            return "–"
+        return number(row.mean) + ("" if math.isnan(row.sd) else f" ± {row.sd:.2f}")
+
+    def difference(row) -> str:
+        interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
+        return number(row.difference, "+") + interval
+
+    rows = list(frame.itertuples())
+    shown = {
+        "row": [row.row for row in rows],
+        "thesis (%)": ["–" if math.isnan(r.thesis) else f"{r.thesis:.6g}" for r in rows],
+        "ours (%)": [ours(row) for row in rows],
+        "n": [str(row.n) if row.n else "–" for row in rows],
+        "difference": [difference(row) for row in rows],
+    }
+    if any(frame["verdict"]):
+        shown["p (Holm)"] = ["–" if math.isnan(r.p_holm) else f"{r.p_holm:.3f}" for r in rows]
+        shown["verdict"] = [row.verdict or "–" for row in rows]
+    return pd.DataFrame(shown | {"remark": [row.remark for row in rows]})
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    return readable(frame).to_markdown(index=False, disable_numparse=True)
+
+
+def show(number: str, scale: str, protocol: str = "test_last", *, save: bool = False) -> str:
+    """A table with its caption as Markdown; ``save`` writes it too.
+
+    The files: ``results/<scale>/tables/table_6_N.{csv,md,tex}``.
+    """
+    frame = table(number, scale, protocol)
+    text = caption(number, frame, scale, protocol)
+    shown = f"{text}\n\n{markdown(frame)}"
+    if save:
+        stem = root() / "results" / scale / "tables" / f"table_{number.replace('.', '_')}"
+        _write_table(stem, frame, text, shown)
+    return shown
+
+
+def _write_table(stem: Path, frame: pd.DataFrame, text: str, shown: str) -> None:
+    write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
+    write_text(stem.with_suffix(".md"), f"{shown}\n")
+    latex = readable(frame).drop(columns="remark").map(_latex)
+    latex.columns = [_latex(column) for column in latex.columns]
+    write_text(
+        stem.with_suffix(".tex"),
+        latex.to_latex(
+            index=False,
+            caption=_latex(text),
+            label=f"tab:{stem.name}",
+            column_format="l" + "r" * (latex.shape[1] - 1),
+        ),
+    )
+
+
+def _latex(text: str) -> str:
+    for plain, escaped in {
+        "\\": r"\textbackslash{}",
+        "%": r"\%",
+        "_": r"\_",
+        "&": r"\&",
+        "#": r"\#",
+        "±": r"$\pm$",
+        "−": r"$-$",
+        "–": "--",
+        "×": r"$\times$",
+    }.items():
+        text = text.replace(plain, escaped)
+    return text
+
+
+def write_summary(scale: str) -> dict:
+    """``results/<scale>/summary.json``, what ``dvc metrics`` and ``dvc exp show`` show.
+
+    The mean test accuracy at the last epoch: the playground's, and of each run in a table that the
+    thesis reported.
+    """
+    tables = read_tables(root() / "tables.yaml")
+    runs = dict.fromkeys(["playground"])
+    for entry in tables.values():
+        runs |= dict.fromkeys(r["run"] for r in entry["rows"] if "run" in r and "thesis" in r)
+    summary = {}
+    for run in runs:
+        result = read_result(scale, run)
+        if result and "test_last" in result:
+            summary[run] = round(sum(result["test_last"]) / len(result["test_last"]), 2)
+    write_json(root() / "results" / scale / "summary.json", summary)
+    return summary
+
+
+# --- the README's table ---------------------------------------------------------------------
+
+
+def readme_block(scale: str) -> str:
+    """Table 6.2 at ``scale``, as the README shows it between its markers."""
+    return show(README_TABLE, scale)
+
+
+def with_block(text: str, block: str) -> str:
+    """``text`` with ``block`` between the markers.
+
+    Raises:
+        ValueError: the markers are not there once each, in order.
+    """
+    begin, end = MARKERS
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"README.md: expected {begin} and then {end} once each: put them back")
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{block}\n{end}{rest.split(end)[1]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the README's results table from data.")
+    parser.add_argument("command", choices=["readme"])
+    parser.add_argument("--scale", default="cpu")
+    scale = parser.parse_args().scale
+    path = root() / "README.md"
+    try:
+        write_text(path, with_block(path.read_text(encoding="utf-8"), readme_block(scale)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
