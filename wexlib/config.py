@@ -128,7 +128,7 @@ TRAIN = {
 }
 
 _RUN_KEYS = ("model", "model_options", "we", "recipe", "train", "seeds")
-_SCALE_KEYS = ("seeds", "threads", "runs", "data", "models", "train", "recipes")
+_SCALE_KEYS = ("seeds", "threads", "data", "models", "train", "recipes")
 _DATA_KEYS = ("dataset", "train", "validation", "test", "missing")
 _TOP_KEYS = ("scale", "model", "data", "we", "train", "recipes", "scales", "runs")
 
@@ -303,11 +303,6 @@ def plan_runs(params: dict, scale: str) -> dict[str, dict]:
             "threads": _number(1, whole=True)(spec.get("threads"), f"scales.{scale}.threads"),
         }
         _check_model(plans[name], key or "model")
-    if "runs" in spec:
-        chosen = _list_of(_one_of(*plans))(spec["runs"], f"scales.{scale}.runs")
-        for name in plans.keys() - set(chosen):
-            reason = f"is not among the runs of scale {scale}"
-            plans[name]["data"] = {"role": plans[name]["data"]["role"], "missing": reason}
     return plans
 
 

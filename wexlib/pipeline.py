@@ -232,6 +232,7 @@ def _shards(home: Path, stages: list[str], jobs: int) -> None:
                     _dvc(
                         "--wait-for-lock",
                         "repro",
+                        "--single-item",  # without it the shards block each other at plan
                         *stages[i::jobs],
                         cwd=home,
                         env=environment,
