@@ -31,6 +31,7 @@ def test_every_run_is_planned_at_every_scale(params):
 def test_a_scale_overrides_a_recipe_and_a_run_overrides_a_scale(params):
     recipe, scale = params["recipes"]["resnext-10"], params["scales"]["demo"]
     assert config.plan_runs(params, "thesis")["resnext10"]["train"]["lr"] == recipe["lr"]
+    del scale["recipes"]["resnext-10"]["lr"]
     scale["train"]["lr"] = 0.5
     assert config.plan_runs(params, "demo")["resnext10"]["train"]["lr"] == 0.5
     scale["recipes"]["resnext-10"]["lr"] = 0.25

@@ -98,6 +98,8 @@ def test_learning_rates_by_hand(schedule, step, expected):
 
 def test_fit_is_the_loop_written_out(plan, data):
     """SGD with momentum and decay by their formulas, over the loader's batches."""
+    # A decay that shows, and steps so small that rounding does not grow.
+    plan["train"] |= {"lr": 0.005, "weight_decay": 0.5}
     _, rows = _rows(plan, data)
     recipe = plan["train"]
     model = train.start(plan, data, 0).model

@@ -115,7 +115,7 @@ def _digits10(seed: int) -> Source:
 #: Images of each of digits100's classes.
 PAIRS = {"train": 100, "test": 20}
 #: The noise on a pixel of digits100 is uniform in -NOISE … NOISE, of 255.
-NOISE = 96
+NOISE = 32
 
 
 def _digits100(seed: int) -> Source:
