@@ -1,0 +1,144 @@
+"""Tables and statistics from result files, against numbers worked by hand."""
+
+import json
+import math
+
+import pytest
+
+from wexlib import results
+from wexlib.files import root
+
+CODE = {"train": "0123456789abcdef"}
+
+
+def put(home, run, scores, *, dataset="cifar100", code=CODE, **extra):
+    folder = home / "results" / "cpu"
+    (folder / "provenance").mkdir(parents=True, exist_ok=True)
+    result = {
+        "run": run,
+        "scale": "cpu",
+        "data": {"dataset": dataset},
+        "config": {"code": code},
+        "parameters": 10,
+        "seeds": list(range(len(scores))),
+        "test_last": scores,
+        "test_best_epoch": [score + 1 for score in scores],
+    }
+    (folder / f"{run}.json").write_text(json.dumps(result | extra))
+    (folder / "provenance" / f"{run}.json").write_text(json.dumps({"commit": "abcdef0123"}))
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "tables.yaml").write_text(
+        '"1":\n  title: A table\n  setting: somewhere\n  rows:\n'
+        "    - {row: Plain, run: plain, thesis: 50, plain: true}\n"
+        "    - {row: Better, run: better, thesis: [51, 53]}\n"
+        "    - {row: Noisy, run: noisy, ours: true}\n"
+        "    - {row: Later, run: later}\n"
+        "    - {row: Quoted, thesis: 60}\n"
+    )
+    put(tmp_path, "plain", [10.0, 11.0, 12.0, 13.0, 14.0])
+    put(tmp_path, "better", [12.0, 13.0, 14.0, 15.0, 17.0])
+    put(tmp_path, "noisy", [8.0, 13.0, 10.0, 16.0, 14.0])
+    return tmp_path
+
+
+def test_a_paired_difference_by_hand():
+    """d = 1, 2, 3: mean 2, sd 1, t = 2·√3; t(0.975, 2) = 4.302653; p = 1 − t/√(t² + 2)."""
+    found = results.paired({0: 2.0, 1: 4.0, 2: 6.0, 9: 99.0}, {0: 1.0, 1: 2.0, 2: 3.0, 5: 0.0})
+    half, t = 4.302652729911275 / math.sqrt(3), 2 * math.sqrt(3)
+    assert found["pairs"] == 3 and found["difference"] == 2
+    assert found["low"] == pytest.approx(2 - half)
+    assert found["high"] == pytest.approx(2 + half)
+    assert found["p"] == pytest.approx(1 - t / math.sqrt(t * t + 2))
+
+
+def test_two_pairs_have_no_interval_and_none_have_nothing():
+    two = results.paired({0: 2.0, 1: 4.0}, {0: 1.0, 1: 2.0})
+    assert two["difference"] == 1.5 and math.isnan(two["low"]) and math.isnan(two["p"])
+    assert math.isnan(results.paired({0: 1.0}, {1: 1.0})["difference"])
+
+
+def test_holm_by_hand():
+    assert results.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert results.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    adjusted = results.holm([math.nan, 0.02])
+    assert math.isnan(adjusted[0]) and adjusted[1] == 0.02
+
+
+def test_roughness_of_a_line_is_zero_and_of_a_zigzag_four():
+    assert results.roughness([1, 3, 5, 7]) == 0
+    assert results.roughness([0, 2, 0, 2, 0]) == 4
+    assert math.isnan(results.roughness([1, 2]))
+
+
+def test_a_table_by_hand(home):
+    frame = results.table("1", "cpu", home=home).set_index("row")
+    assert frame.loc["Plain", "mean"] == 12 and frame.loc["Plain", "n"] == 5
+    assert frame.loc["Plain", "sd"] == pytest.approx(math.sqrt(2.5))
+    assert math.isnan(frame.loc["Plain", "difference"])
+    # d = 2, 2, 2, 2, 3: mean 2.2, error 0.2, t = 11.
+    assert frame.loc["Better", "difference"] == pytest.approx(2.2)
+    assert frame.loc["Better", "high"] - 2.2 == pytest.approx(2.7764451 * 0.2)
+    assert frame.loc["Better", "verdict"] == "higher"
+    assert frame.loc["Better", "thesis"] == 52
+    assert frame.loc["Noisy", "verdict"] == "undecided"
+    assert frame.loc["Later", "status"] == "not run yet"
+    assert frame.loc["Quoted", "thesis"] == 60 and frame.loc["Quoted", "n"] == 0
+    best = results.table("1", "cpu", "test_best_epoch", home=home).set_index("row")
+    assert best.loc["Plain", "mean"] == 13
+
+
+def test_no_verdict_from_embedded_data_or_from_four_seeds(home):
+    put(home, "better", [12.0, 13.0, 14.0, 15.0, 17.0], dataset="digits100")
+    assert not any(results.table("1", "cpu", home=home)["verdict"].iloc[:2])
+    put(home, "better", [12.0, 13.0, 14.0, 16.0])
+    assert not any(results.table("1", "cpu", home=home)["verdict"].iloc[:2])
+
+
+def test_a_table_names_what_was_not_run_and_what_older_code_made(home):
+    path = home / "results" / "cpu" / "later.json"
+    path.write_text(json.dumps({"run": "later", "scale": "cpu", "not_run": "needs a dataset"}))
+    plan = home / "build" / "plan" / "cpu" / "noisy.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text(json.dumps({"code": {"train": "another"}}))
+    frame = results.table("1", "cpu", home=home).set_index("row")
+    assert frame.loc["Later", "status"] == "not run: needs a dataset"
+    assert "made by older code (commit abcdef0)" in frame.loc["Noisy", "remark"]
+    assert "older code" not in frame.loc["Plain", "remark"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("title:", "tilte:", "did you mean 'title'"),
+        ("plain: true", "plain: false", "exactly one row with plain: true"),
+        ("thesis: 50, plain", "theses: 50, plain", "did you mean 'thesis'"),
+        ("{row: Later, run: later}", "{row: Later}", "a run or what the thesis had"),
+        ("run: better", "run: beter", "did you mean 'better'"),
+    ],
+)
+def test_a_bad_tables_file_is_one_sentence(home, old, new, sentence):
+    path = home / "tables.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match="table 1") as error:
+        results.read_tables(path, runs=["plain", "better", "noisy", "later"])
+    assert sentence in str(error.value)
+
+
+def test_the_block_goes_between_the_markers_and_nowhere_else():
+    begin, end = results.MARKERS
+    text = f"head\n{begin}\nold\n{end}\ntail\n"
+    once = results.with_block(text, "new")
+    assert once == f"head\n{begin}\nnew\n{end}\ntail\n"
+    assert results.with_block(once, "new") == once
+    with pytest.raises(ValueError, match="put them back"):
+        results.with_block("no markers", "new")
+
+
+def test_the_readme_shows_the_committed_results():
+    text = (root() / "README.md").read_text(encoding="utf-8")
+    if not (root() / "results" / "cpu" / "resnext10.json").is_file():
+        pytest.skip("no results at scale cpu")
+    assert results.with_block(text, results.readme_block("cpu")) == text
