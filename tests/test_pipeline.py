@@ -2,16 +2,27 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from wexlib.files import root
 
 PROJECT = root(Path(__file__).parent)
-SMOKE_RUNS = 8
+#: One run of each kind, beside the playground.
+KEPT = {
+    "cifar100": ["resnext10", "resnext10-se-ws", "resnext10-cbam"],
+    "cifar10": ["mixer10-mwe"],
+    "cinic10": ["resnet18-ours-ws", "resnet18-mwe"],
+    "imagenet": ["imagenet-global-ws"],
+}
+RUNS = {"playground", *(run for runs in KEPT.values() for run in runs)}
 
 
 def shell(command: str, cwd: Path, *, fails: bool = False) -> str:
@@ -37,14 +48,37 @@ def clone(source: Path, target: Path) -> Path:
     return target
 
 
+def ran(output: str) -> set[str]:
+    """The stages that dvc says it ran."""
+    lines = output.splitlines()
+    return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
+
+
+def keep_a_few_runs(folder: Path) -> None:
+    """Every table stays; a row whose run goes shows another, as the chapter only reads files."""
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    params["runs"] = {role: {n: params["runs"][role][n] for n in KEPT[role]} for role in KEPT}
+    yaml.dump(params, folder / "params.yaml")
+    tables = yaml.load(folder / "tables.yaml")
+    for row in (row for table in tables.values() for row in table["rows"]):
+        if row.get("run", "resnext10") not in RUNS:
+            row["run"] = "resnext10"
+    yaml.dump(tables, folder / "tables.yaml")
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A clone with the working tree's files, after `make SCALE=smoke`'s command."""
+    """A clone with the working tree's files and a few runs, after what `make SCALE=smoke` calls."""
     folder = clone(PROJECT, tmp_path_factory.mktemp("pipeline") / "clone")
     shell(
         f"git -C {PROJECT} ls-files -z -co --exclude-standard | "
         f"(cd {PROJECT} && xargs -0 tar c --ignore-failed-read) | tar x",
         folder,
+    )
+    keep_a_few_runs(folder)
+    shell(
+        "git rm -rq --cached --ignore-unmatch results dvc.lock && rm -rf results dvc.lock", folder
     )
     shell("git add -A && git commit -q --allow-empty -m 'The working tree'", folder)
     shell("python -m wexlib.pipeline make --scale smoke", folder)
@@ -55,28 +89,67 @@ def test_every_table_is_made_and_params_yaml_is_as_it_was(made):
     assert shell("git status --short params.yaml", made) == ""
     tables = {p.stem for p in (made / "results" / "smoke" / "tables").glob("*.csv")}
     assert {f"table_6_{n}" for n in range(1, 12)} <= tables
-    ran = [
-        p
-        for p in (made / "results" / "smoke").glob("*.json")
-        if "test_last" in json.loads(p.read_text())
-    ]
-    assert len(ran) == SMOKE_RUNS
+    results = [json.loads(p.read_text()) for p in (made / "results" / "smoke").glob("*.json")]
+    assert {r["run"] for r in results if "test_last" in r} == RUNS
 
 
 def test_the_second_time_nothing_runs(made):
     assert "everything is up to date" in shell("python -m wexlib.pipeline make --scale smoke", made)
 
 
-def test_sharing_and_one_experiment(made, tmp_path):
-    """Push to a folder, pull into a second clone: nothing runs there but the one experiment."""
-    remote = tmp_path / "remote"
-    shell(f"dvc remote add -q -d shared {remote}", made)
-    # The pipeline's own scale is smoke from here on, as if a user had chosen it.
+OUTPUTS = (
+    "results/smoke/playground.json",
+    "results/smoke/curves/playground.csv",
+    "models/smoke/playground.safetensors",
+)
+
+
+def test_killed_at_any_moment_and_resumed_equal_to_the_last_bit(made):
+    whole = {name: (made / name).read_bytes() for name in OUTPUTS}
+    command = [sys.executable, "-m", "wexlib.pipeline", "run", "smoke/playground"]
+    environment = os.environ | {"PYTHONPATH": str(made)}
+    for _ in range(5):
+        process = subprocess.Popen(
+            command, cwd=made, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        time.sleep(random.uniform(2, 7))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1.5)  # its kernel ends within a second
+    for name in OUTPUTS:
+        (made / name).unlink()
+    shell("python -m wexlib.pipeline run smoke/playground", made)
+    assert {name: (made / name).read_bytes() for name in OUTPUTS} == whole
+
+
+@pytest.fixture(scope="module")
+def shared(made, tmp_path_factory) -> Path:
+    """The same clone, its scale set to smoke as a user would, its results committed and pushed."""
+    shell(f"dvc remote add -q -d shared {tmp_path_factory.mktemp('shared') / 'remote'}", made)
     shell("sed -i 's/^scale: demo/scale: smoke/' params.yaml", made)
     shell("git add -A && git add -f results/smoke && git commit -q -m 'Smoke results'", made)
     shell("dvc push -q", made)
+    return made
 
-    second = clone(made, tmp_path / "second")
+
+def test_looking_and_rewording_trains_nothing(shared):
+    """The notebook as JupyterLab runs it, its prose and a docstring edited."""
+    shell(
+        "papermill -p run smoke/playground train.ipynb ../build/looked.ipynb", shared / "notebooks"
+    )
+    assert "up to date" in shell("dvc status", shared)
+    notebook, module = shared / "notebooks" / "train.ipynb", shared / "wexlib" / "train.py"
+    notebook.write_text(notebook.read_text().replace("# One run", "# One run, reworded"))
+    module.write_text(module.read_text().replace("Train one run:", "# Train  one run:"))
+    assert ran(shell("dvc repro", shared)) == {"plan@smoke"}
+    shell("git restore notebooks wexlib && dvc repro", shared)
+
+
+def test_sharing_and_one_experiment(shared, tmp_path):
+    """Pulled into a second clone, nothing runs there but the one experiment."""
+
+    second = clone(shared, tmp_path / "second")
     shell("dvc pull -q", second)
     assert "Running stage" not in shell("dvc repro", second)
     tested = shell(
@@ -88,8 +161,7 @@ def test_sharing_and_one_experiment(made, tmp_path):
 
     before = (second / "results/smoke/playground.json").read_text()
     output = shell("dvc exp run -S we.activation=leaky_relu", second)
-    ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
-    assert ran == {"plan@smoke", "playground@smoke", "results@smoke"}
+    assert ran(output) == {"plan@smoke", "playground@smoke", "results@smoke"}
     assert (second / "results/smoke/playground.json").read_text() != before
     shown = shell("dvc exp show --csv", second)
     assert "leaky_relu" in shown and "playground" in shown

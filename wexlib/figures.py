@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+from torch import nn
 
-from wexlib.files import write
+from wexlib.files import root, write
+from wexlib.record import load
 
 AXES = {
     "epoch": "epoch",
@@ -70,6 +73,60 @@ def learning_curves(
     return figure
 
 
+def excitation(parametrization: nn.Module, title: str, filters: int = 8) -> Figure:
+    """What a chain of excitations does to a weight of rank 4: before, its gate, after.
+
+    The first filters and channels, filters down, channels across, each kernel a tile. The gate is
+    the quotient of the weight after the last excitation and before it.
+    """
+    *before, last = parametrization
+    with torch.no_grad():
+        weight = parametrization.original
+        for module in before:
+            weight = module(weight)
+        after = last(weight)
+    gate = (after.sum((2, 3)) / weight.sum((2, 3)))[:filters, :filters, None, None]
+    weight, after = weight[:filters, :filters], after[:filters, :filters]
+    figure = Figure(figsize=(7.6, 2.9), layout="constrained")
+    bound = weight.abs().max().item()
+    panels = (
+        ("weight W", weight, "vlag", (-bound, bound)),
+        ("gate σ(F(W))", gate, "viridis", (None, None)),
+        ("excited weight", after, "vlag", (None, None)),
+    )
+    for axes, (name, tiles, colours, (low, high)) in zip(
+        figure.subplots(1, 3), panels, strict=True
+    ):
+        tiles = tiles.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+        size = len(tiles) // filters
+        if low is None and colours == "vlag":
+            high = tiles.abs().max().item()
+            low = -high
+        sns.heatmap(
+            tiles.numpy(),
+            ax=axes,
+            cmap=colours,
+            vmin=low,
+            vmax=high,
+            square=True,
+            cbar_kws={"orientation": "horizontal", "shrink": 0.8},
+        )
+        ticks = [size * (i + 0.5) for i in range(filters)]
+        axes.set_xticks(ticks, range(filters), rotation=0)
+        axes.set_yticks(ticks, range(filters), rotation=0)
+        axes.set(title=name, xlabel="input channel", ylabel="filter")
+    figure.suptitle(title)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as SVG, the same bytes for the same figure."""
     write(path, lambda temporary: figure.savefig(temporary, format="svg", metadata={"Date": None}))
+
+
+if __name__ == "__main__":
+    # The README's picture, of the playground's first excited layer of some width.
+    style()
+    layer = load(root() / "results" / "demo" / "playground.json").layer2[0].conv2
+    title = "A trained layer of ResNet-18: standardized weight, SE on it, and their product"
+    save(excitation(layer.parametrizations.weight, title), root() / "docs" / "excitation.svg")
