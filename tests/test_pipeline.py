@@ -135,9 +135,8 @@ def shared(made, tmp_path_factory) -> Path:
 
 def test_looking_and_rewording_trains_nothing(shared):
     """The notebook as JupyterLab runs it, its prose and a docstring edited."""
-    shell(
-        "papermill -p run smoke/playground train.ipynb ../build/looked.ipynb", shared / "notebooks"
-    )
+    looked = "papermill -p run smoke/playground train.ipynb ../build/looked.ipynb"
+    shell(looked, shared / "notebooks")
     assert "up to date" in shell("dvc status", shared)
     notebook, module = shared / "notebooks" / "train.ipynb", shared / "wexlib" / "train.py"
     notebook.write_text(notebook.read_text().replace("# One run", "# One run, reworded"))

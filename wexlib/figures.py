@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-from torch import nn
 
 from wexlib.files import root, write
-from wexlib.record import load
+
+if TYPE_CHECKING:
+    from torch import nn
 
 AXES = {
     "epoch": "epoch",
@@ -73,18 +74,17 @@ def learning_curves(
     return figure
 
 
-def excitation(parametrization: nn.Module, title: str, filters: int = 8) -> Figure:
+def excitation(parametrization: "nn.Module", title: str, filters: int = 8) -> Figure:
     """What a chain of excitations does to a weight of rank 4: before, its gate, after.
 
     The first filters and channels, filters down, channels across, each kernel a tile. The gate is
     the quotient of the weight after the last excitation and before it.
     """
     *before, last = parametrization
-    with torch.no_grad():
-        weight = parametrization.original
-        for module in before:
-            weight = module(weight)
-        after = last(weight)
+    weight = parametrization.original.detach()
+    for module in before:
+        weight = module(weight).detach()
+    after = last(weight).detach()
     gate = (after.sum((2, 3)) / weight.sum((2, 3)))[:filters, :filters, None, None]
     weight, after = weight[:filters, :filters], after[:filters, :filters]
     figure = Figure(figsize=(7.6, 2.9), layout="constrained")
@@ -125,7 +125,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    # The README's picture, of the playground's first excited layer of some width.
+    # The README's picture, of a layer that the playground trained.
+    from wexlib.record import load
+
     style()
     layer = load(root() / "results" / "demo" / "playground.json").layer2[0].conv2
     title = "A trained layer of ResNet-18: standardized weight, SE on it, and their product"

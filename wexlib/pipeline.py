@@ -66,7 +66,12 @@ def run(name: str) -> None:
 def chapter(notebook: str, scale: str) -> None:
     """Run a chapter's notebook for ``scale``."""
     executed = root() / "reports" / scale / f"{notebook}.ipynb"
-    execute(root() / "notebooks" / f"{notebook}.ipynb", executed, {"scale": scale}, notebook)
+    execute(
+        root() / "notebooks" / f"{notebook}.ipynb",
+        executed,
+        {"scale": scale, "save": True},
+        notebook,
+    )
 
 
 def execute(notebook: Path, executed: Path, parameters: dict, title: str) -> None:
