@@ -4,6 +4,7 @@ Every failure ends with one sentence and a non-zero exit.
 """
 
 import argparse
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from wexlib import config
 from wexlib.files import root, write_json, write_text
 from wexlib.record import read_plan, write_not_run
 
+FULL = "the disk is full: free some space, then the same command goes on; nothing was lost"
 RESTORE = "git restore results dvc.lock && dvc checkout --allow-missing"
 
 
@@ -111,7 +113,8 @@ def execute(notebook: Path, executed: Path, parameters: dict, title: str) -> Non
                 )
             except papermill.PapermillExecutionError as error:
                 where = executed.relative_to(root())
-                raise RuntimeError(f"{error.evalue} (traceback: {where})") from None
+                reason = FULL if "No space left on device" in error.evalue else error.evalue
+                raise RuntimeError(f"{reason} (traceback: {where})") from None
 
 
 class Watch:
@@ -297,7 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: the same command goes on from the last finished epoch", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        print(f"error: {FULL if full else error}", file=sys.stderr)
         return 1
     return 0
 
