@@ -12,7 +12,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from wexlib.files import root, write
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
 AXES = {
     "epoch": "epoch",
@@ -74,34 +74,27 @@ def learning_curves(
     return figure
 
 
-def excitation(parametrization: "nn.Module", title: str, filters: int = 8) -> Figure:
-    """What a chain of excitations does to a weight of rank 4: before, its gate, after.
+def excitation(weight: "torch.Tensor", excited: "torch.Tensor", title: str) -> Figure:
+    """A weight of rank 4, the gate that excites it, and their product.
 
-    The first filters and channels, filters down, channels across, each kernel a tile. The gate is
-    the quotient of the weight after the last excitation and before it.
+    The first 8 filters and channels, filters down, channels across, each kernel a tile. A kernel's
+    gate is the quotient of its absolute sums, so it is exact for gates of a sign.
     """
-    *before, last = parametrization
-    weight = parametrization.original.detach()
-    for module in before:
-        weight = module(weight).detach()
-    after = last(weight).detach()
-    gate = (after.sum((2, 3)) / weight.sum((2, 3)))[:filters, :filters, None, None]
-    weight, after = weight[:filters, :filters], after[:filters, :filters]
+    filters = 8
+    weight, excited = weight[:filters, :filters], excited[:filters, :filters]
+    gate = (excited.abs().sum((2, 3)) / weight.abs().sum((2, 3)))[..., None, None]
     figure = Figure(figsize=(7.6, 2.9), layout="constrained")
     bound = weight.abs().max().item()
     panels = (
-        ("weight W", weight, "vlag", (-bound, bound)),
+        ("standardized weight W", weight, "vlag", (-bound, bound)),
         ("gate σ(F(W))", gate, "viridis", (None, None)),
-        ("excited weight", after, "vlag", (None, None)),
+        ("excited weight", excited, "vlag", (-bound, bound)),
     )
     for axes, (name, tiles, colours, (low, high)) in zip(
         figure.subplots(1, 3), panels, strict=True
     ):
         tiles = tiles.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
         size = len(tiles) // filters
-        if low is None and colours == "vlag":
-            high = tiles.abs().max().item()
-            low = -high
         sns.heatmap(
             tiles.numpy(),
             ax=axes,
@@ -130,5 +123,9 @@ if __name__ == "__main__":
 
     style()
     layer = load(root() / "results" / "demo" / "playground.json").layer2[0].conv2
-    title = "A trained layer of ResNet-18: standardized weight, SE on it, and their product"
-    save(excitation(layer.parametrizations.weight, title), root() / "docs" / "excitation.svg")
+    (chain,) = layer.parametrizations.weight
+    weight = chain.standardize(layer.parametrizations.weight.original).detach()
+    figure = excitation(
+        weight, layer.weight.detach(), "A trained layer: weight, SE's gate, product"
+    )
+    save(figure, root() / "docs" / "excitation.svg")

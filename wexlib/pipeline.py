@@ -68,6 +68,7 @@ def run(name: str) -> None:
 def chapter(notebook: str, scale: str) -> None:
     """Run a chapter's notebook for ``scale``."""
     executed = root() / "reports" / scale / f"{notebook}.ipynb"
+    (executed.parent / "figures").mkdir(parents=True, exist_ok=True)  # where no run has curves
     execute(
         root() / "notebooks" / f"{notebook}.ipynb",
         executed,
