@@ -22,6 +22,7 @@ KEPT = {
     "cinic10": ["resnet18-ours-ws", "resnet18-mwe"],
     "imagenet": ["imagenet-global-ws"],
 }
+CHAPTERS = {f"chapter@smoke-{path.stem}" for path in (PROJECT / "notebooks").glob("0*.ipynb")}
 RUNS = {"playground", *(run for runs in KEPT.values() for run in runs)}
 
 
@@ -163,7 +164,7 @@ def test_sharing_and_one_experiment(shared, tmp_path):
 
     before = (second / "results/smoke/playground.json").read_text()
     output = shell("dvc exp run -S we.activation=leaky_relu", second)
-    assert ran(output) == {"plan@smoke", "playground@smoke", "results@smoke"}
+    assert ran(output) == {"plan@smoke", "playground@smoke", "tables@smoke", *CHAPTERS}
     assert (second / "results/smoke/playground.json").read_text() != before
     shown = shell("dvc exp show --csv", second)
     assert "leaky_relu" in shown and "playground" in shown

@@ -97,6 +97,7 @@ WE = {
     "skips": (_flag, False),
     "shared": (_flag, False),
     "stacked": (_one_of("none", "location", "magnitude"), "none"),
+    "order": (_name_in("attention", "ORDERS"), "sequential"),
     "control": (_name_in("excitation", "CONTROLS"), "none"),
     "start": (_name_in("excitation", "STARTS"), "random"),
     "activation": (_name_in("activations", "ACTIVATIONS"), "relu"),
@@ -105,9 +106,9 @@ WE = {
     "magnitude": (_name_in("magnitude", "FUNCTIONS", "none"), "none"),
     "eps": (_number(0, strict=True), 0.1),
     "layers": (_one_of("conv", "linear", "conv+linear"), "conv"),
-    "pretrain": (_number(0, whole=True), 0),
-    "pause": (_number(0, whole=True), 0),
-    "ramp": (_number(0, whole=True), 0),
+    "pretrain": (_number(0), 0),
+    "pause": (_number(0), 0),
+    "ramp": (_number(0), 0),
 }
 
 _OF_LOCATION = ("skips", "stacked", "control", "start")
@@ -155,11 +156,32 @@ def _excitation(value: object, key: str) -> dict:
                 f"{key}.{name}: {we[name]!r} needs an attention of a layer's own, and "
                 f"{key}.attention is {we['attention']}"
             )
+    if we["order"] != "sequential" and we["attention"] != "cbam":
+        raise ValueError(f"{key}.order: {we['order']!r} needs {key}.attention: cbam")
     if we["shared"] and we["attention"] != "global":
         raise ValueError(f"{key}.shared: true needs {key}.attention: global")
     if (we["pause"] or we["ramp"]) and we["attention"] == we["magnitude"] == "none":
         raise ValueError(f"{key}.pause: nothing to pause: {key} has no attention and no magnitude")
     return we
+
+
+def _epochs(we: dict, epochs: int, key: str) -> dict:
+    """``pretrain``, ``pause`` and ``ramp`` in whole epochs; below 1 they are shares of the run."""
+    resolved = {}
+    for name in ("pretrain", "pause", "ramp"):
+        value = we[name]
+        if value >= 1 and value != round(value):
+            raise ValueError(
+                f"{key}.{name}: expected whole epochs, or below 1 a share of the run's, got {value}"
+            )
+        resolved[name] = round(value * epochs if value < 1 else value)
+    late = max(resolved, key=resolved.get)
+    if sum(resolved.values()) >= epochs:
+        raise ValueError(
+            f"{key}.{late}: pretrain, pause and ramp take {sum(resolved.values())} epochs of "
+            f"{epochs}: leave at least one with the excitation on"
+        )
+    return we | resolved
 
 
 def _training(layers: list[tuple[str, object]]) -> dict:
@@ -283,22 +305,24 @@ def plan_runs(params: dict, scale: str) -> dict[str, dict]:
         model = _text(run.get("model"), f"{dot}model")
         recipe = choose(run.get("recipe"), recipes, f"{dot or 'train.'}recipe")
         options = _mapping((spec.get("models") or {}).get(model), f"scales.{scale}.models.{model}")
+        train = _training(
+            [
+                (f"recipes.{recipe}", recipes[recipe]),
+                (f"scales.{scale}.train", spec.get("train")),
+                (f"scales.{scale}.recipes.{recipe}", (spec.get("recipes") or {}).get(recipe)),
+                (f"{dot}train", run.get("train")),
+            ]
+        )
+        we = _excitation(run.get("we"), f"{dot}we")
         plans[name] = {
             "run": name,
             "scale": scale,
             "data": datasets[role],
             "model": model,
             "model_options": options | _mapping(run.get("model_options"), f"{dot}model_options"),
-            "we": _excitation(run.get("we"), f"{dot}we"),
+            "we": _epochs(we, train["epochs"], f"{dot}we"),
             "recipe": recipe,
-            "train": _training(
-                [
-                    (f"recipes.{recipe}", recipes[recipe]),
-                    (f"scales.{scale}.train", spec.get("train")),
-                    (f"scales.{scale}.recipes.{recipe}", (spec.get("recipes") or {}).get(recipe)),
-                    (f"{dot}train", run.get("train")),
-                ]
-            ),
+            "train": train,
             "seeds": _seeds(run.get("seeds") or spec.get("seeds"), f"{dot or 'train.'}seeds"),
             "threads": _number(1, whole=True)(spec.get("threads"), f"scales.{scale}.threads"),
         }

@@ -1,6 +1,7 @@
 """The plots that more than one notebook draws, in one style."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,54 @@ def learning_curves(
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title)
     axes.legend()
+    return figure
+
+
+def magnitude_functions(names: Sequence[str], title: str, *, eps: float) -> Figure:
+    """W' / M against W / M for functions of :mod:`wexlib.magnitude`, and the identity.
+
+    The thesis's own is not multiplied by M; it is shown divided by its slope at zero, 1.661.
+    """
+    import torch
+
+    from wexlib import magnitude
+
+    u = torch.linspace(-1 / (1 + eps), 1 / (1 + eps), 201, dtype=torch.float64)
+    curves = {}
+    for name in names:
+        if name in magnitude.UNSCALED:
+            curves[name] = magnitude.UNSCALED[name](u) * 2 * math.log10(2)
+        else:
+            curves[name] = magnitude.SCALED[name](u)
+    return _against_identity(u, curves, title)
+
+
+def learnable_functions(shapes: Mapping[str, Sequence[float]], title: str, *, eps: float) -> Figure:
+    """W' / M against W / M for numbers (a, b, c) of the learnable magnitude function."""
+    import torch
+
+    from wexlib import magnitude
+
+    u = torch.linspace(-1 / (1 + eps), 1 / (1 + eps), 201, dtype=torch.float64)
+    curves = {
+        label: u * magnitude.learnable(u, torch.tensor(shape, dtype=u.dtype))
+        for label, shape in shapes.items()
+    }
+    return _against_identity(u, curves, title)
+
+
+def _against_identity(u: "torch.Tensor", curves: Mapping, title: str) -> Figure:
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    styles = ["-", "--", "-.", ":"]
+    for i, (label, values) in enumerate(curves.items()):
+        style = styles[i % len(styles)]
+        axes.plot(u, values, color=f"C{i}", linestyle=style, linewidth=1.6, label=label)
+    axes.plot(u, u, color="black", linewidth=0.8, label="identity")
+    axes.set_xlabel("weight / M (no unit)")
+    axes.set_ylabel("excited weight / M (no unit)")
+    axes.set_title(title)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

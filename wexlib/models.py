@@ -127,7 +127,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem ``conv1``, stages ``layer1``, ``layer2``, …, the mean over space, and ``fc``."""
+    """A stem ``conv1``, stages ``layer1``, ``layer2``, …, the mean over space, dropout, ``fc``."""
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class ResNet(nn.Module):
         stages: Sequence[nn.Module],
         features: int,
         classes: int,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.conv1 = stem
@@ -146,13 +147,14 @@ class ResNet(nn.Module):
             self.add_module(f"layer{number}", stage)
         self.stages = len(stages)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
-        return self.fc(self.avgpool(x).flatten(1))
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
 
 
 def _kaiming_fan_out(model: nn.Module) -> None:
@@ -203,17 +205,26 @@ def resnext29(
     return model
 
 
-def _resnet18(stem: nn.Conv2d, pool: nn.Module, classes: int, width: int, kernel: int) -> ResNet:
+def _resnet18(
+    stem: nn.Conv2d, pool: nn.Module, classes: int, width: int, kernel: int, dropout: float = 0.0
+) -> ResNet:
     stages, inputs = [], width
     for s in range(4):
         outputs, stride = width * 2**s, 1 if s == 0 else 2
         first = BasicBlock(inputs, outputs, stride=stride, kernel=kernel)
         stages.append(nn.Sequential(first, BasicBlock(outputs, outputs, stride=1, kernel=kernel)))
         inputs = outputs
-    return ResNet(stem, pool, stages, inputs, classes)
+    return ResNet(stem, pool, stages, inputs, classes, dropout)
 
 
-def resnet18(*, classes: int, width: int = 64, kernel: int = 3, in_channels: int = 3) -> ResNet:
+def resnet18(
+    *,
+    classes: int,
+    width: int = 64,
+    kernel: int = 3,
+    in_channels: int = 3,
+    dropout: float = 0.0,
+) -> ResNet:
     """ResNet-18 (He et al. 2016) with a stem for small images: 3×3, stride 1, no pooling.
 
     Stages of two basic blocks with width, 2, 4, 8·width channels, strides 1, 2, 2, 2. Starts as
@@ -225,13 +236,17 @@ def resnet18(*, classes: int, width: int = 64, kernel: int = 3, in_channels: int
         width: channels of the stem and the first stage.
         kernel: side of the blocks' convolutions, odd; the stem keeps 3.
         in_channels: channels of the images.
+        dropout: probability with which a feature before the classifier is zeroed in training.
+
+    Raises:
+        ValueError: a size below 1, an even kernel, or a dropout outside 0 to 1.
     """
     _positive(width=width, kernel=kernel, in_channels=in_channels)
     if kernel % 2 == 0:
         raise ValueError(
             f"kernel is {kernel}: expected an odd number, which keeps the image's size"
         )
-    return _resnet18(_conv(in_channels, width, 3), nn.Identity(), classes, width, kernel)
+    return _resnet18(_conv(in_channels, width, 3), nn.Identity(), classes, width, kernel, dropout)
 
 
 def resnet18_imagenet(*, classes: int, width: int = 64, in_channels: int = 3) -> ResNet:

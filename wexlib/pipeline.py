@@ -65,10 +65,19 @@ def run(name: str) -> None:
     execute(root() / "notebooks" / "train.ipynb", executed, {"run": name, "write": True}, name)
 
 
+def tables(scale: str) -> None:
+    """Write the tables of ``scale`` and the summary that ``dvc exp show`` shows."""
+    from wexlib.results import write_summary, write_tables
+
+    print(f"tables {', '.join(write_tables(scale))}")
+    write_summary(scale)
+
+
 def chapter(notebook: str, scale: str) -> None:
     """Run a chapter's notebook for ``scale``."""
     executed = root() / "reports" / scale / f"{notebook}.ipynb"
-    (executed.parent / "figures").mkdir(parents=True, exist_ok=True)  # where no run has curves
+    # A chapter whose runs are not there has no figure, but the folder.
+    (executed.parent / "figures" / notebook).mkdir(parents=True, exist_ok=True)
     execute(
         root() / "notebooks" / f"{notebook}.ipynb",
         executed,
@@ -283,6 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
         (plan, ["scale"]),
         (data, ["scale", "role"]),
         (run, ["name"]),
+        (tables, ["scale"]),
         (chapter, ["notebook", "scale"]),
     ):
         command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])

@@ -28,7 +28,7 @@ MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
 #: The table that stands in the README.
 README_TABLE = "6.2"
 
-_TABLE_KEYS = ("title", "setting", "remark", "rows")
+_TABLE_KEYS = ("title", "setting", "remark", "curves", "rows")
 _ROW_KEYS = ("row", "run", "thesis", "plain", "ours", "remark")
 
 
@@ -140,8 +140,11 @@ def roughness(curve: Sequence[float]) -> float:
 def table(number: str, scale: str, protocol: str = "test_last", home: Path | None = None):
     """One table as a frame, a row for each of the thesis's and of ours.
 
-    Columns: row, run, data, thesis, mean, sd, n, difference, low, high, p, p_holm, verdict,
-    parameters, status, remark. Accuracies and differences are in percent and percentage points.
+    Columns: row, run, data, thesis, mean, sd, n, difference, low, high, p, p_holm, verdict, gap,
+    roughness, parameters, status, remark. Accuracies and differences are in percent and percentage
+    points. ``gap`` is training minus validation accuracy after the last epoch, ``roughness``
+    that of the validation accuracy's curve (:func:`roughness`); both are means over seeds, and NaN
+    where a scale has no validation split.
     """
     choose(protocol, PROTOCOLS, "protocol")
     home = home or root()
@@ -161,8 +164,8 @@ def table(number: str, scale: str, protocol: str = "test_last", home: Path | Non
         _verdict(row) if row.run in real and row.pairs >= PAIRS_FOR_VERDICT else ""
         for row in frame.itertuples()
     ]
-    columns = "row run data thesis mean sd n difference low high p p_holm verdict parameters"
-    return frame[[*columns.split(), "status", "remark"]]
+    columns = "row run data thesis mean sd n difference low high p p_holm verdict gap roughness"
+    return frame[[*columns.split(), "parameters", "status", "remark"]]
 
 
 def _row(row: dict, results: dict, scores: dict, plain: str, home: Path) -> dict:
@@ -176,6 +179,8 @@ def _row(row: dict, results: dict, scores: dict, plain: str, home: Path) -> dict
         "mean": nan,
         "sd": nan,
         "n": 0,
+        "gap": nan,
+        "roughness": nan,
         "parameters": nan,
         "status": "",
         **paired({}, {}),
@@ -194,6 +199,11 @@ def _row(row: dict, results: dict, scores: dict, plain: str, home: Path) -> dict
             "sd": pd.Series(values).std() if len(values) > 1 else nan,
             "parameters": result["parameters"],
         }
+        if result["data"]["validation"]:
+            pairs = zip(result["train_last"], result["validation_last"], strict=True)
+            curves = read_curves(result["scale"], [run], home).groupby("seed")
+            rough = curves["validation_accuracy"].agg(lambda curve: roughness(list(curve)))
+            found |= {"gap": sum(a - b for a, b in pairs) / len(values), "roughness": rough.mean()}
         if run != plain and plain in scores:
             found |= paired(scores[run], scores[plain])
         if older := _older_code(result, home):
@@ -225,15 +235,19 @@ def caption(number: str, frame: pd.DataFrame, scale: str, protocol: str = "test_
     verdict = ""
     if not any(frame["verdict"]):
         verdict = " No verdict: it takes real data and five seeds."
+    theirs = "The thesis" if frame["thesis"].notna().any() else "Ours"
     return (
-        f"Table {number}. {entry['title']}. The thesis: {entry['setting']}. "
+        f"Table {number}. {entry['title']}. {theirs}: {entry['setting']}. "
         f"Scale {scale}: {shown}; mean ± sd, and the difference to the plain row with its 95 % "
         f"interval.{verdict} {entry.get('remark', '')}".strip()
     )
 
 
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame for a reader: rounded, dashes where there is nothing."""
+def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
+    """The frame for a reader: rounded, dashes where there is nothing.
+
+    ``curves`` shows the gap and the roughness too; the thesis's column goes where it has nothing.
+    """
 
     def number(x: float, sign: str = "") -> str:
         return "–" if math.isnan(x) else f"{x:{sign}.2f}".replace("-", "−")
@@ -250,51 +264,56 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         return number(row.difference, "+") + interval
 
     rows = list(frame.itertuples())
-    shown = {
-        "row": [row.row for row in rows],
-        "thesis (%)": ["–" if math.isnan(r.thesis) else f"{r.thesis:.6g}" for r in rows],
+    shown = {"row": [row.row for row in rows]}
+    if frame["thesis"].notna().any():
+        shown["thesis (%)"] = ["–" if math.isnan(r.thesis) else f"{r.thesis:.6g}" for r in rows]
+    shown |= {
         "ours (%)": [ours(row) for row in rows],
         "n": [str(row.n) if row.n else "–" for row in rows],
         "difference": [difference(row) for row in rows],
     }
+    if curves:
+        shown["gap (points)"] = [number(row.gap, "+") for row in rows]
+        shown["roughness (points)"] = [number(row.roughness) for row in rows]
     if any(frame["verdict"]):
         shown["p (Holm)"] = ["–" if math.isnan(r.p_holm) else f"{r.p_holm:.3f}" for r in rows]
         shown["verdict"] = [row.verdict or "–" for row in rows]
     return pd.DataFrame(shown | {"remark": [row.remark for row in rows]})
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    return readable(frame).to_markdown(index=False, disable_numparse=True)
-
-
-def show(number: str, scale: str, protocol: str = "test_last", *, save: bool = False) -> str:
-    """A table with its caption as Markdown; ``save`` writes it too.
-
-    The files: ``results/<scale>/tables/table_6_N.{csv,md,tex}``.
-    """
+def _shown(number: str, scale: str, protocol: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """A table's frame, the same for a reader, and its caption."""
     frame = table(number, scale, protocol)
-    text = caption(number, frame, scale, protocol)
-    shown = f"{text}\n\n{markdown(frame)}"
-    if save:
+    curves = read_tables(root() / "tables.yaml")[number].get("curves", False)
+    return frame, readable(frame, curves=curves), caption(number, frame, scale, protocol)
+
+
+def show(number: str, scale: str, protocol: str = "test_last") -> str:
+    """A table with its caption as Markdown."""
+    _, shown, text = _shown(number, scale, protocol)
+    return f"{text}\n\n{shown.to_markdown(index=False, disable_numparse=True)}"
+
+
+def write_tables(scale: str) -> list[str]:
+    """Write each table as ``results/<scale>/tables/table_6_2.{csv,md,tex}``; return their names."""
+    tables = read_tables(root() / "tables.yaml")
+    for number in tables:
         stem = root() / "results" / scale / "tables" / f"table_{number.replace('.', '_')}"
-        _write_table(stem, frame, text, shown)
-    return shown
-
-
-def _write_table(stem: Path, frame: pd.DataFrame, text: str, shown: str) -> None:
-    write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
-    write_text(stem.with_suffix(".md"), f"{shown}\n")
-    latex = readable(frame).drop(columns="remark").map(_latex)
-    latex.columns = [_latex(column) for column in latex.columns]
-    write_text(
-        stem.with_suffix(".tex"),
-        latex.to_latex(
-            index=False,
-            caption=_latex(text),
-            label=f"tab:{stem.name}",
-            column_format="l" + "r" * (latex.shape[1] - 1),
-        ),
-    )
+        frame, shown, text = _shown(number, scale, "test_last")
+        write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
+        write_text(stem.with_suffix(".md"), f"{show(number, scale)}\n")
+        latex = shown.drop(columns="remark").map(_latex)
+        latex.columns = [_latex(column) for column in latex.columns]
+        write_text(
+            stem.with_suffix(".tex"),
+            latex.to_latex(
+                index=False,
+                caption=_latex(text),
+                label=f"tab:{stem.name}",
+                column_format="l" + "r" * (latex.shape[1] - 1),
+            ),
+        )
+    return list(tables)
 
 
 def _latex(text: str) -> str:

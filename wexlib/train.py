@@ -27,6 +27,7 @@ from wexlib.files import write
 from wexlib.sharing import Global
 
 EVALUATION_BATCH = 500
+ATTENTION_KEYS = ("activation", "gate", "reduction", "order")
 #: What the attention nets of a stacked excitation are excited by themselves.
 STACKED = {
     "none": (),
@@ -51,7 +52,7 @@ def recipes(we: dict) -> list:
     if we["attention"] != "none":
         kind = ATTENTIONS.get(we["attention"], Global)
         keys = kind.__dataclass_fields__
-        given = {key: we[key] for key in ("activation", "gate", "reduction") if key in keys}
+        given = {key: we[key] for key in ATTENTION_KEYS if key in keys}
         if kind is Global:
             # Shared by all layers, a net for any width; or the authors' nets, averaged.
             chain.append(Global(**given, **({"width": None} if we["shared"] else {})))
@@ -68,8 +69,8 @@ def attach(model: nn.Module, we: dict, seed: int) -> nn.Module:
     if chain := recipes(we):
         layers = {
             "conv": None,
-            "linear": nn.Linear,
-            "conv+linear": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
+            "linear": (nn.Linear, nn.MultiheadAttention),
+            "conv+linear": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention),
         }[we["layers"]]
         generator = torch.Generator().manual_seed(derive(seed, "attention"))
         excite(model, chain, where=layers, shared=we["shared"], generator=generator)
