@@ -52,8 +52,26 @@ def test_the_thesis_scale_takes_the_recipes_as_they_are(params):
     for plan in config.plan_runs(params, "thesis").values():
         recipe = params["recipes"][plan["recipe"]]
         given = {k: v for k, v in recipe.items() if k in plan["train"]}
-        assert plan["train"] == given
-        assert plan["model_options"] == {}
+        own = params["runs"].get(plan["data"]["role"], {}).get(plan["run"], {})
+        assert plan["train"] == given | own.get("train", {})
+        assert plan["model_options"] == own.get("model_options", {})
+
+
+def test_pause_ramp_and_pretrain_are_epochs_or_shares_of_the_run(params):
+    def planned(**we):
+        params["we"] = {"attention": "se"} | we
+        params["train"]["epochs"] = 10
+        return config.plan_runs(params, "demo")["playground"]["we"]
+
+    keys = ("pretrain", "pause", "ramp")
+    shares = planned(pretrain=0.1, pause=0.25, ramp=0.4)
+    assert [shares[key] for key in keys] == [1, 2, 4]
+    whole = planned(pause=3, ramp=2)
+    assert [whole[key] for key in keys] == [0, 3, 2]
+    with pytest.raises(ValueError, match="we.pause: expected whole epochs, or below 1 a share"):
+        planned(pause=1.5)
+    with pytest.raises(ValueError, match="we.pause: pretrain, pause and ramp take 10 epochs of 10"):
+        planned(pause=7, ramp=3)
 
 
 BAD = [
@@ -65,6 +83,7 @@ BAD = [
     ("we.eps", 0, ["we.eps", "above 0"]),
     ("we.reduction", 1.5, ["we.reduction", "whole number"]),
     ("we.skips", True, ["we.skips", "needs an attention"]),
+    ("we.order", "parallel", ["we.order", "needs we.attention: cbam"]),
     ("train.lr", "fast", ["train.lr", "a number above 0", "'fast'"]),
     ("train.lr", float("nan"), ["train.lr", "nan"]),
     ("train.lr", True, ["train.lr", "a number above 0"]),

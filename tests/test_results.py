@@ -17,15 +17,22 @@ def put(home, run, scores, *, dataset="cifar100", code=CODE, **extra):
     result = {
         "run": run,
         "scale": "cpu",
-        "data": {"dataset": dataset},
+        "data": {"dataset": dataset, "validation": 500},
         "config": {"code": code},
         "parameters": 10,
         "seeds": list(range(len(scores))),
         "test_last": scores,
         "test_best_epoch": [score + 1 for score in scores],
+        "train_last": [score + 5 for score in scores],
+        "validation_last": [score + 2 for score in scores],
     }
     (folder / f"{run}.json").write_text(json.dumps(result | extra))
     (folder / "provenance" / f"{run}.json").write_text(json.dumps({"commit": "abcdef0123"}))
+    (folder / "curves").mkdir(exist_ok=True)
+    curve = [0, 2, 0, 2, 0]
+    rows = [f"{s},{e},{y}" for s in range(len(scores)) for e, y in enumerate(curve, 1)]
+    lines = ["seed,epoch,validation_accuracy", *rows]
+    (folder / "curves" / f"{run}.csv").write_text("\n".join(lines))
 
 
 @pytest.fixture
@@ -88,6 +95,9 @@ def test_a_table_by_hand(home):
     assert frame.loc["Quoted", "thesis"] == 60 and frame.loc["Quoted", "n"] == 0
     best = results.table("1", "cpu", "test_best_epoch", home=home).set_index("row")
     assert best.loc["Plain", "mean"] == 13
+    assert frame.loc["Plain", "gap"] == pytest.approx(3)
+    assert frame.loc["Plain", "roughness"] == pytest.approx(4)
+    assert math.isnan(frame.loc["Later", "gap"])
 
 
 def test_no_verdict_from_embedded_data_or_from_four_seeds(home):

@@ -264,25 +264,25 @@ def _shards(home: Path, stages: list[str], jobs: int) -> None:
             done = sum(log.read_text().count("\nRunning stage") for log in logs)
             return f"run {done} of {len(stages)}   " + "   |   ".join(lines)
 
+        failed = None  # the first that failed: the others are interrupted then, and fail too
         try:
             with Watch(files, text):
-                while any(p.poll() is None for p in processes):
-                    if any(p.poll() for p in processes):
-                        break
+                while failed is None and any(p.poll() is None for p in processes):
                     time.sleep(0.2)
+                    failed = next((i for i, p in enumerate(processes) if p.poll()), None)
         finally:
             for process in processes:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGINT)
             for process in processes:
                 process.wait()
-        for process, log in zip(processes, logs, strict=True):
-            if process.returncode:
-                sys.stdout.write("".join(log.read_text().splitlines(keepends=True)[-8:]))
-                raise RuntimeError(
-                    f"a run failed: the reason stands above, all of it in {log.relative_to(home)}; "
-                    f"`make` again goes on; lost outputs come back by `{RESTORE}`"
-                )
+        if failed is not None:
+            log = logs[failed]
+            sys.stdout.write("".join(log.read_text().splitlines(keepends=True)[-8:]))
+            raise RuntimeError(
+                f"a run failed: the reason stands above, all of it in {log.relative_to(home)}; "
+                f"`make` again goes on; lost outputs come back by `{RESTORE}`"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
