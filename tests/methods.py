@@ -205,6 +205,9 @@ def deviation(method: Method, weight: Tensor, groups: int = 1) -> tuple[float, f
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = method.recipe.build(weight, groups)
+        for parameter in module.parameters():
+            if not parameter.any():  # at zero, many a formula would do
+                nn.init.normal_(parameter)
     x = weight.clone().requires_grad_()
     inputs = [x, *(p for p in module.parameters() if p.requires_grad)]
     out, expected = module(x), method.reference(module, x)

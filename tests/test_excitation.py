@@ -1,6 +1,7 @@
 """Excitations against loops written from the formulas (naive.py), and what they promise."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from methods import METHODS, SHAPES, deviation, weight_of
 from torch import nn
 
 from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet
+from wexlib.files import root
 from wexlib.recipe import Chain, chain
 from wexlib.sharing import Global
 
@@ -30,6 +32,12 @@ def test_global_of_each_channel_does_not_depend_on_their_numbers():
     module = Global(width=None).build(weight)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(module(weight[:, order]), module(weight)[:, order])
+
+
+def test_the_document_lists_every_method():
+    text = (root(Path(__file__).parent) / "docs" / "methods.md").read_text(encoding="utf-8")
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if "|" in line]
+    assert [name for name in listed if name not in ("method", "---")] == [*METHODS, *METHODS]
 
 
 def test_a_chain_names_its_parts():

@@ -1,30 +1,16 @@
-"""Magnitude functions against their formulas, hand-worked numbers and the properties claimed."""
+"""Magnitude functions against hand-worked numbers and the properties claimed of them.
+
+Against their formulas: test_excitation.py.
+"""
 
 import math
 
-import naive
 import pytest
 import torch
-from test_excitation import compare
+from methods import ELEVEN
 
 from wexlib import Magnitude
 from wexlib.magnitude import FUNCTIONS, learnable, thesis
-
-#: Thesis 3.3.1, with Swish by torch's name.
-ELEVEN = (
-    "sigmoid softsign tanh softplus relu shifted_softplus gelu lecun_tanh leaky_relu star_relu silu"
-).split()
-
-
-@pytest.mark.parametrize("eps", [0.1, 0.2])
-@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (5, 7)])
-@pytest.mark.parametrize("function", ["artanh", "thesis", "thesis_odd", "learnable", *ELEVEN])
-def test_against_the_formula(function, shape, eps):
-    weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    module = Magnitude(function, eps=eps).build(weight)
-    if function == "learnable":
-        torch.nn.init.normal_(module.shape, generator=torch.Generator().manual_seed(1))
-    compare(module, lambda w: naive.magnitude(w, function, eps, module.shape), weight)
 
 
 def test_the_names():

@@ -173,6 +173,37 @@ def test_a_run_that_stopped_goes_on_to_the_last_bit(plan, data, tmp_path, after,
         assert torch.equal(a, b)
 
 
+ATTACHED_LATER = {
+    "paused": {"attention": "se", "pause": 2},
+    "ramped": {"magnitude": "artanh", "pause": 1, "ramp": 1},
+    "pretrained": {"attention": "cbam", "pretrain": 2, "start": "identity"},
+}
+
+
+@pytest.mark.parametrize("name", ATTACHED_LATER)
+def test_before_its_epoch_a_run_is_the_plain_one_to_the_last_bit(plan, data, tmp_path, name):
+    """And it goes on to the last bit from a checkpoint of then, over the epoch that switches."""
+    never = {key: default for key, (_, default) in config.WE.items()}
+    plan["we"] = never
+    _, plain = _rows(plan, data)
+    plan["we"] = never | ATTACHED_LATER[name]
+    whole, rows = _rows(plan, data)
+    off = plan["we"]["pause"] + plan["we"]["pretrain"]
+    assert rows[:off] == plain[:off]
+    assert rows[off] != plain[off]
+    saved = tmp_path / "0.pt"
+    run = train.start(plan, data, 0, saved)
+    for _, _row in zip(range(off), train.fit(run, plan, data, 0, saved), strict=False):
+        pass
+    resumed = train.start(plan, data, 0, saved)
+    list(train.fit(resumed, plan, data, 0, saved))
+    assert resumed.history == rows
+    for a, b in zip(
+        whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
 def test_a_loss_that_is_not_finite_names_its_step(plan, data, tmp_path):
     saved = tmp_path / "0.pt"
     run = train.start(plan, data, 0, saved)

@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wexlib.attach import attend, describe, excite, fold, pause, resume
+    from wexlib.attach import attend, average, describe, excite, fold, pause, resume
     from wexlib.attention import BAM, CBAM, SE, Triplet
     from wexlib.excitation import Location, Magnitude, Standardize
     from wexlib.record import load
+    from wexlib.sharing import Global
 
 __version__ = "0.1.0"
 
@@ -22,11 +23,13 @@ __all__ = [
     "BAM",
     "CBAM",
     "SE",
+    "Global",
     "Location",
     "Magnitude",
     "Standardize",
     "Triplet",
     "attend",
+    "average",
     "describe",
     "excite",
     "fold",
@@ -37,9 +40,12 @@ __all__ = [
 
 #: The module of each public name.
 MODULE_OF = {
-    **dict.fromkeys(("attend", "describe", "excite", "fold", "pause", "resume"), "attach"),
+    **dict.fromkeys(
+        ("attend", "average", "describe", "excite", "fold", "pause", "resume"), "attach"
+    ),
     **dict.fromkeys(("BAM", "CBAM", "SE", "Triplet"), "attention"),
     **dict.fromkeys(("Location", "Magnitude", "Standardize"), "excitation"),
+    "Global": "sharing",
     "load": "record",
 }
 

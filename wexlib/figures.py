@@ -116,6 +116,7 @@ def _against_identity(u: "torch.Tensor", curves: Mapping, title: str) -> Figure:
         style = styles[i % len(styles)]
         axes.plot(u, values, color=f"C{i}", linestyle=style, linewidth=1.6, label=label)
     axes.plot(u, u, color="black", linewidth=0.8, label="identity")
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1])
     axes.set_xlabel("weight / M (no unit)")
     axes.set_ylabel("excited weight / M (no unit)")
     axes.set_title(title)
