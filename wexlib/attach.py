@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from wexlib.affine import Affine
 from wexlib.attention import Attention, FeatureAttention
 from wexlib.layout import QueryKeyValue, Transposed, exchange
 from wexlib.parametrization import register
-from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, draw, seeded
+from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, draw, seeded, spatial
 from wexlib.sharing import GlobalExcitation
 from wexlib.where import (
     CONVOLUTION,
@@ -289,8 +290,10 @@ def describe(model: nn.Module) -> Description:
         multipliers: list[Tensor] = []
         ends: list[Tensor] = []
 
-        def look(part: Gated, inputs: tuple[Tensor], multipliers=multipliers, ends=ends) -> None:
-            x = part.view(inputs[0])
+        def look(
+            part: Gated, inputs: tuple[Tensor | Affine], multipliers=multipliers, ends=ends
+        ) -> None:
+            x = inputs[0].dense() if isinstance(inputs[0], Affine) else spatial(inputs[0])
             multipliers.append(part.multiplier(x).flatten())
             maps, limits = part.gates(x)
             if limits:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wexlib.activations import ACTIVATIONS, RANGES
+from wexlib.affine import Affine, pool_channels
 from wexlib.names import choose
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -76,9 +77,20 @@ def _over_space(x: Tensor) -> tuple[int, ...]:
     return tuple(range(2, x.dim()))
 
 
-def mean_space(x: Tensor) -> Tensor:
+def mean_space(x: Tensor | Affine) -> Tensor:
     """(N, C, *space) -> (N, C)."""
+    if isinstance(x, Affine):
+        return x.mean_space()
     return x.flatten(1) if x[0, 0].numel() == 1 else x.mean(_over_space(x))
+
+
+def max_space(x: Tensor | Affine) -> Tensor:
+    """(N, C, *space) -> (N, C)."""
+    return x.max_space() if isinstance(x, Affine) else x.amax(_over_space(x))
+
+
+def _times(x: Tensor | Affine, gate: Tensor) -> Tensor:
+    return x.times(gate) if isinstance(x, Affine) else x * gate
 
 
 def _max_mean(x: Tensor) -> Tensor:
@@ -86,9 +98,9 @@ def _max_mean(x: Tensor) -> Tensor:
     return torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
 
 
-def like(gate: Tensor, x: Tensor) -> Tensor:
+def like(gate: Tensor, x: Tensor | Affine) -> Tensor:
     """(N, C) -> (N, C, 1, …)."""
-    return gate.reshape(*gate.shape, *[1] * (x.dim() - 2))
+    return gate.reshape(*gate.shape, *[1] * (len(x.shape) - 2))
 
 
 # --- Recipes -------------------------------------------------------------------------------------
@@ -110,6 +122,9 @@ class Attention:
     side = 1
     #: Number of gated maps that the multiplier is made of, equal ones counted once.
     places = 1
+    #: Whether x is looked at through its pooled values and kernel by kernel only, and so need not
+    #: be computed first: then x may be an :class:`wexlib.affine.Affine`.
+    pools = False
 
     def __post_init__(self):
         for field in ("activation", "gate"):
@@ -134,6 +149,13 @@ class Attention:
     def multiplier(self, nets: nn.Module, x: Tensor, *, skips: bool = False) -> Tensor:
         """What x is multiplied with; it broadcasts to x's (N, C, *space)."""
         return self.combine(self.maps(nets, x, skips=skips), skips=skips)
+
+    def attend(
+        self, nets: nn.Module, x: Affine, strength: Tensor, *, skips: bool = False
+    ) -> Tensor:
+        """x ⊙ multiplier for ``strength`` 1, x for 0, between them a blend."""
+        seen = x if self.pools else x.dense()
+        return x.blend(self.multiplier(nets, seen, skips=skips), strength)
 
     def resting(self, *, skips: bool = False) -> float:
         """The multiplier where every net gives zero."""
@@ -178,6 +200,8 @@ class SE(Attention):
     gate: str = "sigmoid"
     reduction: int = 16
 
+    pools = True
+
     def nets(self, channels, kernel, *, groups=1, published=False):
         return self._mlp_nets(channels, groups)
 
@@ -217,6 +241,10 @@ class CBAM(Attention):
     side = 7
     places = 2
 
+    @property
+    def pools(self) -> bool:
+        return self.order == "sequential"
+
     def __post_init__(self):
         super().__post_init__()
         choose(self.order, ORDERS, "order")
@@ -224,12 +252,12 @@ class CBAM(Attention):
     def nets(self, channels, kernel, *, groups=1, published=False):
         return self._mlp_nets(channels, groups) | {"spatial": _spatial(kernel, published)}
 
-    def _channel(self, nets: nn.Module, x: Tensor) -> Tensor:
-        if x[0, 0].numel() == 1:
-            scores = 2 * self._mlp(nets, x.flatten(1))  # one place: its mean is its maximum
+    def _channel(self, nets: nn.Module, x: Tensor | Affine) -> Tensor:
+        if x.shape[2:].numel() == 1:
+            scores = 2 * self._mlp(nets, mean_space(x))  # one place: its mean is its maximum
         else:
             # Pooled one after the other into one batch, so that the MLP runs once.
-            pooled = torch.cat([mean_space(x), x.amax(_over_space(x))])
+            pooled = torch.cat([mean_space(x), max_space(x)])
             scores = self._mlp(nets, pooled).unflatten(0, (2, -1)).sum(0)
         return like(ACTIVATIONS[self.gate](scores), x)
 
@@ -244,7 +272,18 @@ class CBAM(Attention):
         a = first(nets, x)
         if self.order == "parallel":
             return a, second(nets, x)
-        return a, second(nets, x * (1 + a if skips else a))
+        return a, second(nets, _times(x, 1 + a if skips else a))
+
+    def attend(self, nets, x, strength, *, skips=False):
+        if self.order != "sequential":
+            return super().attend(nets, x, strength, skips=skips)
+        # x1, which the spatial map looks at, is a factor of the result, so it is computed once:
+        # x' = x ⊙ (1 + 2Ac) + x1 ⊙ As with skips, x1 ⊙ As without.
+        a = self._channel(nets, x)
+        x1, pooled = pool_channels(x.times(1 + a if skips else a))
+        b = ACTIVATIONS[self.gate](run(nets.spatial, pooled))
+        rest = 1 + 2 * a if skips else a.new_zeros(())
+        return torch.addcmul(x.times(torch.lerp(a.new_ones(()), rest, strength)), x1, b * strength)
 
     def combine(self, maps, *, skips=False):
         a, b = maps

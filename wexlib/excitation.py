@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from wexlib import magnitude
+from wexlib.affine import Affine, artanh, largest
 from wexlib.attention import Attention
 from wexlib.names import choose
 from wexlib.parametrization import register
-from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, flat, seeded
+from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, flat, seeded, spatial
 
 STARTS = ("random", "identity")
 CONTROLS = ("none", "free", "frozen", "mean")
@@ -38,12 +39,8 @@ class Standardize(Recipe):
 class Standardization(Excitation):
     """See :class:`Standardize`."""
 
-    def compute(self, weight: Tensor) -> Tensor:
-        if weight[0].numel() == 1:
-            return weight
-        axes = tuple(range(1, weight.dim()))
-        std, mean = torch.std_mean(weight, axes, keepdim=True)
-        return (weight - mean) * (1 / (std + 1e-5))
+    def compute(self, x: Affine) -> Affine:
+        return x if x.shape[1:].numel() == 1 else x.standardized()
 
 
 # --- Location ------------------------------------------------------------------------------------
@@ -138,7 +135,7 @@ class LocationExcitation(Gated):
         if recipe.control == "free":
             with torch.no_grad():
                 wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-                free = self.multiplier(self.view(wide)).to(weight.dtype)
+                free = self.multiplier(spatial(wide)).to(weight.dtype)
             for name in nets:
                 delattr(self, name)
             self.free = nn.Parameter(free)
@@ -166,13 +163,23 @@ class LocationExcitation(Gated):
             inner = chain(self.recipe.stacked).build(net.weight, generator=generator)
             register(net, "weight", inner)
 
-    def maps(self, x: Tensor) -> tuple[Tensor, ...]:
+    def compute(self, x: Affine) -> Affine:
+        if not self.attention.pools:
+            x = Affine(x.dense())
+        if self.rest != 1 or self.recipe.control in ("free", "mean"):
+            return super().compute(x)
+        strength = self.strength.to(x.dtype)
+        return Affine(self.attention.attend(self, x, strength, skips=self.recipe.skips))
+
+    def maps(self, x: Tensor | Affine) -> tuple[Tensor, ...]:
+        if isinstance(x, Affine) and not self.attention.pools:
+            x = x.dense()
         return self.attention.maps(self, x, skips=self.recipe.skips)
 
     def gates(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[float, float] | None]:
         return (() if hasattr(self, "free") else self.maps(x)), self.attention.range()
 
-    def multiplier(self, x: Tensor) -> Tensor:
+    def multiplier(self, x: Tensor | Affine) -> Tensor:
         if hasattr(self, "free"):
             return self.free.to(x.dtype)
         m = self.attention.combine(self.maps(x), skips=self.recipe.skips)
@@ -235,10 +242,14 @@ class MagnitudeExcitation(Switched):
         if recipe.function == "learnable":
             self.shape = nn.Parameter(torch.zeros(3, dtype=weight.dtype, device=weight.device))
 
-    def compute(self, weight: Tensor) -> Tensor:
-        shape = None if self.shape is None else self.shape.to(weight.dtype)
-        excited = magnitude.apply(self.recipe.function, weight, self.recipe.eps, shape)
-        return self.blend(weight, excited)
+    def compute(self, x: Affine) -> Affine:
+        weight, m = largest(x.dense(), self.recipe.eps)
+        strength = self.strength.to(x.dtype)
+        if self.recipe.function == "artanh":
+            return Affine(artanh(weight, m, strength))
+        shape = None if self.shape is None else self.shape.to(x.dtype)
+        excited = magnitude.apply(self.recipe.function, weight, m, shape)
+        return Affine(torch.lerp(weight, excited, strength))
 
     def extra_repr(self) -> str:
         return repr(self.recipe)

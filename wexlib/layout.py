@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from wexlib.affine import Affine
 from wexlib.recipe import Excitation
 
 
@@ -19,8 +20,9 @@ class Transposed(Excitation):
         super().__init__()
         self.filters, self.groups, self.label = filters, groups, filters.label
 
-    def compute(self, weight: Tensor) -> Tensor:
-        return exchange(self.filters(exchange(weight, self.groups)), self.groups)
+    def compute(self, x: Affine) -> Affine:
+        filters = self.filters(exchange(x.dense(), self.groups))
+        return Affine(exchange(filters, self.groups))
 
 
 class QueryKeyValue(Excitation):
@@ -30,6 +32,6 @@ class QueryKeyValue(Excitation):
         super().__init__()
         self.q, self.k, self.v, self.label = q, k, v, q.label
 
-    def compute(self, weight: Tensor) -> Tensor:
-        parts = weight.chunk(3)
-        return torch.cat([e(w) for e, w in zip((self.q, self.k, self.v), parts, strict=True)])
+    def compute(self, x: Affine) -> Affine:
+        parts = zip((self.q, self.k, self.v), x.dense().chunk(3), strict=True)
+        return Affine(torch.cat([excitation(part) for excitation, part in parts]))

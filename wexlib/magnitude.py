@@ -13,18 +13,6 @@ from torch.nn import functional as F
 
 from wexlib.activations import ACTIVATIONS
 
-#: Below this the largest magnitude counts as this: an all-zero weight then divides by no zero, and
-#: keeps the gradient that it has in the limit.
-SMALLEST = 2.0**-100
-
-
-def largest(weight: Tensor, eps: float) -> Tensor:
-    """M = (1 + ε)·max|W|, one number for the whole tensor, in the graph.
-
-    The authors do not detach it: the gradient reaches the largest weight through M too.
-    """
-    return (1 + eps) * torch.linalg.vector_norm(weight, math.inf).clamp(min=SMALLEST)
-
 
 def thesis(u: Tensor) -> Tensor:
     """The thesis's function, equation 3.7: ½u / log10(1 + exp(−0.3u)).
@@ -93,12 +81,11 @@ UNSCALED: dict[str, Callable[[Tensor], Tensor]] = {"thesis": thesis, "thesis_odd
 FUNCTIONS: tuple[str, ...] = ("artanh", *UNSCALED, "learnable", *list(SCALED)[1:])
 
 
-def apply(function: str, weight: Tensor, eps: float, shape: Tensor | None = None) -> Tensor:
-    """W' of the magnitude function by its name; ``shape`` are the numbers of ``learnable``.
+def apply(function: str, weight: Tensor, m: Tensor, shape: Tensor | None = None) -> Tensor:
+    """W' of the magnitude function by its name, with M = ``m``; ``shape`` are ``learnable``'s.
 
     ``artanh``: M·artanh(W/M) = M·½·ln((1 + W/M) / (1 − W/M)), equation 3.8.
     """
-    m = largest(weight, eps)
     u = weight / m
     if function == "learnable":
         return weight * learnable(u, shape)

@@ -14,26 +14,39 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from wexlib.affine import Affine
 from wexlib.attention import Attention
 
 Made = TypeVar("Made")
 
 
 class Excitation(nn.Module):
-    """A parametrization. Subclasses give ``compute``, on float32 or float64 outside autocast."""
+    """A parametrization. Subclasses give ``compute``, on float32 or float64 outside autocast.
+
+    A chain hands its parts a weight that is not multiplied out yet, and gets such a one back.
+    """
 
     #: What it was built from, for ``describe``.
     label: str
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight: Tensor | Affine) -> Tensor | Affine:
+        if isinstance(weight, Affine):
+            return self.compute(weight)
         kind = weight.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if autocast else nullcontext():
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            return self.compute(weight.to(wide)).to(weight.dtype)
+            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            excited = self.compute(Affine(spatial(wide))).dense()
+        return excited.view_as(weight).to(weight.dtype)
 
-    def compute(self, weight: Tensor) -> Tensor:
+    def compute(self, x: Affine) -> Affine:
+        """The excited weight (N, C, *space) of a weight (N, C, *space)."""
         raise NotImplementedError
+
+
+def spatial(weight: Tensor) -> Tensor:
+    """(N, C, *space), a linear layer's weight as a 1×1 kernel."""
+    return weight[:, :, None, None] if weight.dim() == 2 else weight
 
 
 class Switched(Excitation):
@@ -46,19 +59,11 @@ class Switched(Excitation):
         super().__init__()
         self.register_buffer("strength", torch.ones((), dtype=weight.dtype, device=weight.device))
 
-    def blend(self, off: Tensor, on: Tensor) -> Tensor:
-        return torch.lerp(off, on, self.strength.to(on.dtype))
-
 
 class Gated(Switched):
     """W' = W ⊙ multiplier(W)."""
 
-    @staticmethod
-    def view(weight: Tensor) -> Tensor:
-        """(N, C, *space), a linear layer's weight as a 1×1 kernel."""
-        return weight[:, :, None, None] if weight.dim() == 2 else weight
-
-    def multiplier(self, x: Tensor) -> Tensor:
+    def multiplier(self, x: Tensor | Affine) -> Tensor:
         """What a weight (N, C, *space) is multiplied with; it broadcasts to it."""
         raise NotImplementedError
 
@@ -66,11 +71,8 @@ class Gated(Switched):
         """The gated maps of a weight (N, C, *space), and the ends of their range, if it has."""
         raise NotImplementedError
 
-    def compute(self, weight: Tensor) -> Tensor:
-        x = self.view(weight)
-        m = self.multiplier(x)
-        # Blended before it meets the weight: where the multiplier is small, so is the cost.
-        return (x * self.blend(m.new_ones(()), m)).view_as(weight)
+    def compute(self, x: Affine) -> Affine:
+        return Affine(x.blend(self.multiplier(x), self.strength.to(x.dtype)))
 
 
 def draw(generator: torch.Generator | None) -> int:
@@ -172,10 +174,10 @@ class ChainedExcitation(Excitation):
         for name, part in parts.items():
             self.add_module(name, part)
 
-    def compute(self, weight: Tensor) -> Tensor:
+    def compute(self, x: Affine) -> Affine:
         for part in self.children():
-            weight = part(weight)
-        return weight
+            x = part(x)
+        return x
 
 
 def flat(recipes: Recipe | Iterable[Recipe]) -> tuple[Recipe, ...]:

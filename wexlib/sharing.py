@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wexlib.activations import ACTIVATIONS, RANGES
+from wexlib.affine import Affine
 from wexlib.attention import like, mean_space, run
 from wexlib.names import choose
 from wexlib.recipe import Gated, Recipe, seeded
@@ -85,7 +86,7 @@ class GlobalExcitation(Gated):
         nets = seeded(lambda: (nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)), generator)
         self.fc1, self.fc2 = (net.to(weight.device, weight.dtype) for net in nets)
 
-    def multiplier(self, x: Tensor) -> Tensor:
+    def multiplier(self, x: Tensor | Affine) -> Tensor:
         pooled = mean_space(x)
         width, channels = self.recipe.width, pooled.shape[1]
         if width:

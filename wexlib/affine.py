@@ -1,0 +1,295 @@
+"""Weights that are a scale and a shift away from the stored one: x = W ⊙ scale + shift.
+
+Standardization and a gate for each channel have this form, with one scale and one shift a kernel,
+and what they look at follows from W's own: the mean of a kernel commutes with the map, and so does
+its maximum, the scale being positive. So a chain of excitations reads W once for each statistic and
+once for the result, and no step in between is written to memory.
+
+Every function here hands W on beside its statistic, so that in the backward pass the gradient
+arrives in one tensor, to which the statistic adds its share in place.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+#: Below this the largest magnitude counts as this: an all-zero weight then divides by no zero, and
+#: keeps the gradient that it has in the limit.
+SMALLEST = 2.0**-100
+
+
+class Affine:
+    """x = weight ⊙ scale + shift, of a weight's shape (N, C, *space).
+
+    Args:
+        weight: W.
+        scale, shift: (N, C) or (N, 1), or None for 1 and 0.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None):
+        self.weight, self.scale, self.shift = weight, scale, shift
+        self._mean: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def _map(self, pooled: Tensor) -> Tensor:
+        if self.scale is None:
+            return pooled
+        return torch.addcmul(self.shift, pooled, self.scale)
+
+    def mean_space(self) -> Tensor:
+        """The mean of every kernel: (N, C)."""
+        if self.weight[0, 0].numel() == 1:
+            return self._map(self.weight.flatten(1))
+        if self._mean is None:
+            self.weight, self._mean, _ = _Moments.apply(self.weight, False)
+        return self._map(self._mean)
+
+    def max_space(self) -> Tensor:
+        """The maximum of every kernel, for a positive scale: (N, C)."""
+        if self.weight[0, 0].numel() == 1:
+            return self._map(self.weight.flatten(1))
+        self.weight, maximum, _ = _MaxSpace.apply(self.weight)
+        return self._map(maximum)
+
+    def standardized(self) -> "Affine":
+        """(x − mean) / (std + 1e-5) of every filter, std unbiased."""
+        weight, mean, std = _Moments.apply(self.dense(), True)
+        scale = 1 / (std + 1e-5)
+        result = Affine(weight, scale, -mean.mean(1, keepdim=True) * scale)
+        result._mean = mean
+        return result
+
+    def dense(self) -> Tensor:
+        """x, computed."""
+        if self.scale is None:
+            return self.weight
+        return _Dense.apply(self.weight, self.scale, self.shift)
+
+    def times(self, gate: Tensor) -> Tensor:
+        """x ⊙ gate, a number for each kernel, (N, C, 1, …), or one for all."""
+        gate = gate.flatten(1) if gate.dim() else gate.expand(len(self.weight), 1)
+        if self.scale is None:
+            return _Dense.apply(self.weight, gate, None)
+        return _Dense.apply(self.weight, self.scale * gate, self.shift * gate)
+
+    def blend(self, multiplier: Tensor, strength: Tensor) -> Tensor:
+        """x ⊙ multiplier for ``strength`` 1, x for 0, both to the last bit."""
+        # Blended before it meets the weight: where the multiplier is small, so is the cost.
+        m = torch.lerp(multiplier.new_ones(()), multiplier, strength)
+        return self.times(m) if all(size == 1 for size in m.shape[2:]) else self.dense() * m
+
+
+def pool_channels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C, *space) -> x itself, and (N, 2, *space): the maximum over axis 1, then its mean."""
+    x, maximum, mean, _ = _PoolChannels.apply(x)
+    return x, torch.cat([maximum, mean], 1)
+
+
+def largest(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x itself, and M = (1 + ε)·max|x|, one number for the whole tensor, in the graph.
+
+    The authors do not detach it: the gradient reaches the largest weight through M too.
+    """
+    x, m, *_ = _Largest.apply(x)
+    return x, (1 + eps) * m.clamp(min=SMALLEST)
+
+
+def artanh(x: Tensor, m: Tensor, strength: Tensor) -> Tensor:
+    """(1 − strength)·x + strength·M·artanh(x / M)."""
+    return _Artanh.apply(x, m, strength)
+
+
+# --- Passes over a weight ------------------------------------------------------------------------
+
+
+def _own(gradient: Tensor) -> Tensor:
+    """A gradient that may be added to in place: it is ours alone, unless it is differentiated."""
+    traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return gradient.clone() if traced else gradient
+
+
+def _space(small: Tensor, like: Tensor) -> Tensor:
+    """(N, C) -> (N, C, 1, …)."""
+    return small.reshape(*small.shape, *[1] * (like.dim() - 2))
+
+
+def _sum_space(x: Tensor) -> Tensor:
+    """(N, C, *space) -> (N, C)."""
+    size = x.shape[2:].numel()
+    # Torch's sum over so few places takes up to four times as long on a CPU as what stands here.
+    if x.device.type == "cpu" and x.is_contiguous():
+        kernels = x.view(-1, size)
+        return torch.mv(kernels, kernels.new_ones(size)).view(x.shape[:2])
+    if x.device.type == "cpu" and x.dim() == 4:
+        return F.avg_pool2d(x, x.shape[2:], divisor_override=1).flatten(1)
+    return x.sum(tuple(range(2, x.dim())))
+
+
+def _sum_as(x: Tensor, small: Tensor) -> Tensor:
+    """The sums of x (N, C, *space) over what ``small``, (N, C) or (N, 1), is the same for."""
+    if small.shape[1] == x.shape[1]:
+        return _sum_space(x)
+    return x.sum(tuple(range(1, x.dim())))[:, None]
+
+
+class _Moments(Function):
+    """W -> W, the mean of every kernel (N, C), the unbiased deviation of every filter (N, 1)."""
+
+    @staticmethod
+    def forward(weight: Tensor, deviation: bool):
+        mean, std = _sum_space(weight) / weight[0, 0].numel(), None
+        if deviation:
+            axes = tuple(range(1, weight.dim()))
+            centre = _space(mean.mean(1, keepdim=True), weight)
+            # Squares of weights beyond 1e19 leave float32: they are summed in units of the largest.
+            unit = torch.maximum(
+                weight.amax(axes, keepdim=True) - centre, centre - weight.amin(axes, keepdim=True)
+            ).clamp(min=SMALLEST)
+            unit = torch.exp2(torch.ceil(torch.log2(unit)))
+            centred = torch.addcmul(-centre / unit, weight, 1 / unit)
+            norm = torch.linalg.vector_norm(centred, dim=axes, keepdim=True)
+            std = (norm * unit / (weight[0].numel() - 1) ** 0.5).flatten(1)
+        return weight.view_as(weight), mean, std
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, mean, std = output
+        ctx.save_for_backward(inputs[0], mean, std)
+
+    @staticmethod
+    def backward(ctx, gradient, d_mean, d_std):
+        weight, mean, std = ctx.saved_tensors
+        gradient = _own(gradient)
+        shift = d_mean / weight[0, 0].numel()
+        if std is not None:
+            # A constant filter has no direction in which its deviation grows.
+            scale = torch.where(std > 0, d_std / std.clamp(min=SMALLEST), 0)
+            scale = scale / (weight[0].numel() - 1)
+            gradient.addcmul_(weight, _space(scale, weight))
+            shift = shift - mean.mean(1, keepdim=True) * scale
+        return gradient.add_(_space(shift, weight)), None
+
+
+class _MaxSpace(Function):
+    """W -> W, the maximum of every kernel (N, C), the first of equal ones."""
+
+    @staticmethod
+    def forward(weight: Tensor):
+        # Torch finds a maximum's place fastest by pooling with the channels innermost.
+        kernels = weight if weight.dim() == 4 else weight.flatten(2).unsqueeze(3)
+        kernels = kernels.contiguous(memory_format=torch.channels_last)
+        maximum, place = F.max_pool2d(kernels, kernels.shape[2:], return_indices=True)
+        return weight.view_as(weight), maximum[..., 0, 0], place[..., 0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output[2])
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def backward(ctx, gradient, d_maximum, _):
+        (place,) = ctx.saved_tensors
+        kernels = _own(gradient).flatten(2).scatter_add_(2, place, d_maximum[..., None])
+        return kernels.view_as(gradient)
+
+
+class _PoolChannels(Function):
+    """x -> x, and over axis 1 its maximum, the first of equal ones, and its mean (N, 1, *space)."""
+
+    @staticmethod
+    def forward(x: Tensor):
+        maximum, place = x.max(1, keepdim=True)
+        return x.view_as(x), maximum, x.mean(1, keepdim=True), place
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output[3])
+        ctx.mark_non_differentiable(output[3])
+
+    @staticmethod
+    def backward(ctx, gradient, d_maximum, d_mean, _):
+        (place,) = ctx.saved_tensors
+        gradient = _own(gradient).add_(d_mean / gradient.shape[1])
+        return gradient.scatter_add_(1, place, d_maximum)
+
+
+class _Largest(Function):
+    """x -> x, max|x|."""
+
+    @staticmethod
+    def forward(x: Tensor):
+        axes = tuple(range(1, x.dim()))
+        filters = torch.maximum(x.amax(axes), -x.amin(axes))
+        filter_ = filters.argmax().view(1)
+        values = x.index_select(0, filter_).flatten()
+        place = values.abs().argmax().view(1)
+        sign = torch.zeros_like(values).scatter_(0, place, values[place].sign())
+        return x.view_as(x), filters.max(), filter_, sign.view(1, *x.shape[1:])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*output[2:])
+        ctx.mark_non_differentiable(*output[2:])
+
+    @staticmethod
+    def backward(ctx, gradient, d_largest, *_):
+        filter_, sign = ctx.saved_tensors
+        return _own(gradient).index_add_(0, filter_, d_largest * sign)
+
+
+class _Dense(Function):
+    """W ⊙ scale + shift."""
+
+    @staticmethod
+    def forward(weight: Tensor, scale: Tensor, shift: Tensor | None):
+        if shift is None:
+            return weight * _space(scale, weight)
+        result = torch.empty_like(weight)  # in its memory format, which no other operand knows
+        return torch.addcmul(_space(shift, weight), weight, _space(scale, weight), out=result)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        weight, scale, shift = inputs
+        ctx.save_for_backward(weight, scale)
+        ctx.shifted = shift is not None
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, scale = ctx.saved_tensors
+        return (
+            gradient * _space(scale, weight),
+            _sum_as(gradient * weight, scale),
+            _sum_as(gradient, scale) if ctx.shifted else None,
+        )
+
+
+class _Artanh(Function):
+    """x, M, strength -> (1 − strength)·x + strength·M·artanh(x / M)."""
+
+    @staticmethod
+    def forward(x: Tensor, m: Tensor, strength: Tensor):
+        y = (x / m).atanh_()
+        return y.mul_(strength * m).addcmul_(x, 1 - strength)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, m, strength, y = ctx.saved_tensors
+        u = x / m
+        one = torch.ones((), dtype=x.dtype, device=x.device)
+        slope = torch.lerp(one, torch.addcmul(one, u, u, value=-1).reciprocal(), strength)
+        d_x = gradient * slope
+        # y is homogeneous in x and M: y = x·∂y/∂x + M·∂y/∂M.
+        d_m = ((gradient * y).sum() - (d_x * x).sum()) / m
+        return d_x, d_m, None
