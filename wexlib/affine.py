@@ -112,8 +112,11 @@ def artanh(x: Tensor, m: Tensor, strength: Tensor) -> Tensor:
 
 def _own(gradient: Tensor) -> Tensor:
     """A gradient that may be added to in place: it is ours alone, unless it is differentiated."""
-    traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return gradient.clone() if traced else gradient
+    return gradient.clone() if _traced() else gradient
+
+
+def _traced() -> bool:
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 def _space(small: Tensor, like: Tensor) -> Tensor:
@@ -140,6 +143,20 @@ def _sum_as(x: Tensor, small: Tensor) -> Tensor:
     return x.sum(tuple(range(1, x.dim())))[:, None]
 
 
+def _deviation(weight: Tensor, mean: Tensor) -> Tensor:
+    """The unbiased standard deviation of every filter, (N, 1), from its mean, (N, 1)."""
+    axes, mean = tuple(range(1, weight.dim())), _space(mean, weight)
+    # Squares of weights beyond 1e19 leave float32: they are summed in units of the largest.
+    unit = torch.maximum(
+        weight.amax(axes, keepdim=True) - mean, mean - weight.amin(axes, keepdim=True)
+    )
+    unit = torch.exp2(torch.ceil(torch.log2(unit.clamp(min=SMALLEST))))
+    # A few filters at a time: the centred weights then need little memory of their own.
+    parts = zip(*(t.split(128) for t in (-mean / unit, weight, 1 / unit)), strict=True)
+    norms = [torch.linalg.vector_norm(torch.addcmul(*part), dim=axes) for part in parts]
+    return torch.cat(norms)[:, None] * unit.flatten(1) / (weight[0].numel() - 1) ** 0.5
+
+
 class _Moments(Function):
     """W -> W, the mean of every kernel (N, C), the unbiased deviation of every filter (N, 1)."""
 
@@ -147,16 +164,7 @@ class _Moments(Function):
     def forward(weight: Tensor, deviation: bool):
         mean, std = _sum_space(weight) / weight[0, 0].numel(), None
         if deviation:
-            axes = tuple(range(1, weight.dim()))
-            centre = _space(mean.mean(1, keepdim=True), weight)
-            # Squares of weights beyond 1e19 leave float32: they are summed in units of the largest.
-            unit = torch.maximum(
-                weight.amax(axes, keepdim=True) - centre, centre - weight.amin(axes, keepdim=True)
-            ).clamp(min=SMALLEST)
-            unit = torch.exp2(torch.ceil(torch.log2(unit)))
-            centred = torch.addcmul(-centre / unit, weight, 1 / unit)
-            norm = torch.linalg.vector_norm(centred, dim=axes, keepdim=True)
-            std = (norm * unit / (weight[0].numel() - 1) ** 0.5).flatten(1)
+            std = _deviation(weight, mean.mean(1, keepdim=True))
         return weight.view_as(weight), mean, std
 
     @staticmethod
@@ -264,11 +272,13 @@ class _Dense(Function):
     @staticmethod
     def backward(ctx, gradient):
         weight, scale = ctx.saved_tensors
-        return (
-            gradient * _space(scale, weight),
-            _sum_as(gradient * weight, scale),
-            _sum_as(gradient, scale) if ctx.shifted else None,
-        )
+        d_shift = _sum_as(gradient, scale) if ctx.shifted else None
+        product = gradient * weight
+        d_scale = _sum_as(product, scale)
+        if _traced():
+            return gradient * _space(scale, weight), d_scale, d_shift
+        # Fresh memory costs more than the arithmetic: the product's is used again.
+        return torch.mul(gradient, _space(scale, weight), out=product), d_scale, d_shift
 
 
 class _Artanh(Function):
