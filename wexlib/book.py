@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
+from html import unescape
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
@@ -101,7 +102,8 @@ def joined(cells: list) -> list:
 def alternative(svg: str) -> str:
     """What is read in place of a figure: its title, the greatest and longest of its texts."""
     texts = re.findall(r"<text style=\"font-size: ([\d.]+)px[^>]*>([^<]+)", svg)
-    return max(texts, key=lambda text: (float(text[0]), len(text[1])), default=("", "figure"))[1]
+    _, title = max(texts, key=lambda text: (float(text[0]), len(text[1])), default=("", "figure"))
+    return unescape(title.strip())
 
 
 # --- Pages ---------------------------------------------------------------------------------------
@@ -229,18 +231,20 @@ def build(home: Path, scale: str) -> list[Page]:
     from wexlib.reference import reference
 
     templates, target = home / "book", home / "reports" / "book" / scale
-    names = chapters(home)
-    links = {f"{name}.ipynb": f"{name}.html" for name in names}
+    executed = {name: home / "reports" / scale / f"{name}.ipynb" for name in chapters(home)}
+    links = {path.name: f"{name}.html" for name, path in executed.items() if path.is_file()}
     links |= {"methods.md": "methods.html", "bibliography.md": "bibliography.html"}
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     pages = []
-    for name in names:
-        executed = home / "reports" / scale / f"{name}.ipynb"
-        if not executed.is_file():
-            pages.append(Page(name, title_of(home / "notebooks" / f"{name}.ipynb")))
+    for name, path in executed.items():
+        if path.name not in links:
+            pages.append(Page(name, title_of(home / "notebooks" / path.name)))
             continue
-        body, figures = notebook_html(executed, templates)
+        try:
+            body, figures = notebook_html(path, templates)
+        except ValueError as error:
+            raise ValueError(f"{path.relative_to(home)}: {error}") from None
         for file, content in figures.items():
             (target / file).parent.mkdir(exist_ok=True)
             (target / file).write_bytes(content)
