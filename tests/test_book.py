@@ -55,6 +55,9 @@ CELLS = [
     new_markdown_cell(SECTION),
     new_code_cell("table()", outputs=[shown(TABLE)]),
     new_code_cell("draw()", outputs=[shown(SVG, "image/svg+xml")]),
+    new_code_cell("model = None"),
+    new_code_cell("fold(model)", metadata={"tags": ["show"]}),
+    new_markdown_cell("The end, ($x$)."),
     new_code_cell("missing()", outputs=[new_output("stream", text="This figure needs runs.")]),
 ]
 
@@ -97,8 +100,14 @@ def test_code_is_folded_and_set_up_is_one_fold(first):
         "scale = None\n\nimport seaborn\n\nprint(1)",
         "table()",
         "draw()",
+        "model = None",
         "missing()",
     ]
+
+
+def test_code_of_a_cell_that_is_tagged_show_is_open(first):
+    [code] = first.select("article > details.code[open] > div")
+    assert code.get_text().strip() == "fold(model)"
 
 
 def test_printed_text_is_escaped_and_a_missing_figure_says_so(first):
@@ -108,11 +117,12 @@ def test_printed_text_is_escaped_and_a_missing_figure_says_so(first):
 
 
 def test_equations_are_vectors_in_the_text_s_size_and_colour(first):
-    inline, display = first.select("article svg")
+    inline, display, last = first.select("article svg")
     assert inline["aria-label"] == "a < b" and display.parent["class"] == ["equation"]
     for svg in (inline, display):
         assert svg["width"].endswith("em") and svg["height"].endswith("em")
         assert svg.find("path") and svg.find(fill="currentColor")
+    assert last.parent["class"] == ["held"] and last.parent.get_text() == "()."
     # Two lines are taller than one.
     assert float(display["height"][:-2]) > 1.5 * float(inline["height"][:-2])
     assert "$" not in first.article.get_text()

@@ -87,13 +87,17 @@ def notebook_html(path: Path, templates: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def joined(cells: list) -> list:
-    """Cells, with code that shows nothing put before the code that follows it: one fold."""
+    """Cells, with code that shows nothing put before the code that follows it: one fold.
+
+    A cell that is tagged ``show`` is not folded, and stays by itself.
+    """
     kept: list = []
     for cell in cells:
         before = kept[-1] if kept else None
         if before and cell.cell_type == before.cell_type == "code" and not before.outputs:
-            cell.source = f"{before.source}\n\n{cell.source}"
-            kept.pop()
+            if "show" not in before.metadata.get("tags", []) + cell.metadata.get("tags", []):
+                cell.source = f"{before.source}\n\n{cell.source}"
+                kept.pop()
         if cell.source.strip() or cell.get("outputs"):
             kept.append(cell)
     return kept

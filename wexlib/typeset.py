@@ -60,7 +60,15 @@ class Renderer(IPythonRenderer):
 def markdown(text: str) -> str:
     """Markdown to HTML."""
     renderer = Renderer(escape=False, exclude_anchor_links=True)
-    return MarkdownWithMath(renderer=renderer).render(text)
+    return re.sub(
+        r"\(?<svg .*?</svg>[,.;:!?)’']*", held, MarkdownWithMath(renderer=renderer).render(text)
+    )
+
+
+def held(found: re.Match) -> str:
+    """An equation on one line with the bracket or the comma that touches it."""
+    alone = found[0].startswith("<") and found[0].endswith(">")
+    return found[0] if alone else f'<span class="held">{found[0]}</span>'
 
 
 def code_style() -> str:
