@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import pandas
 import pytest
 from bs4 import BeautifulSoup
 from clones import PROJECT
@@ -58,7 +59,10 @@ CELLS = [
     new_code_cell("model = None"),
     new_code_cell("fold(model)", metadata={"tags": ["show"]}),
     new_markdown_cell("The end, ($x$)."),
-    new_code_cell("missing()", outputs=[new_output("stream", text="This figure needs runs.")]),
+    new_code_cell(
+        "missing()",
+        outputs=[new_output("stream", text=text) for text in ("This figure ", "needs runs.")],
+    ),
 ]
 
 
@@ -70,17 +74,25 @@ def small(tmp_path) -> Path:
     (tmp_path / "dvc.yaml").write_text(
         "stages:\n  chapter:\n    matrix:\n      notebook: [01_first, 02_second]\n"
     )
-    for folder in ("notebooks", "reports/demo", "results/demo/provenance", "build/plan/demo/data"):
+    for folder in ("notebooks", "reports/demo"):
         (tmp_path / folder).mkdir(parents=True)
     nbformat.write(new_notebook(cells=CELLS), tmp_path / "reports/demo/01_first.ipynb")
     second = new_notebook(cells=[new_markdown_cell("# 2. Second & last")])
     nbformat.write(second, tmp_path / "notebooks/02_second.ipynb")
-    for role in ("cifar10", "cinic10"):
-        plan = tmp_path / f"build/plan/demo/data/{role}.json"
-        plan.write_text(json.dumps({"dataset": "cifar10"}))
-    for run, change in {"a": {}, "b": {"commit": "f" * 40, "dirty": True}, "c": {}}.items():
-        note = tmp_path / f"results/demo/provenance/{run}.json"
+    runs = {
+        "demo/a": ("cifar10", {}),
+        "demo/b": ("cinic10", {"commit": "f" * 40, "dirty": True}),
+        "demo/c": ("cifar10", {}),
+        "gpu/a": ("cifar10", {"device": "H100"}),
+    }
+    for run, (role, change) in runs.items():
+        result = tmp_path / f"results/{run}.json"
+        note = result.parent / "provenance" / result.name
+        note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(NOTE | change))
+        result.write_text(json.dumps({"data": {"dataset": "cifar10", "role": role}}))
+    (tmp_path / "results/demo/provenance/d.json").write_text("{}")
+    (tmp_path / "results/demo/d.json").write_text('{"not_run": "needs ImageNet"}')
     return tmp_path
 
 
@@ -180,6 +192,17 @@ def test_numbers_are_flush_right_and_an_empty_column_goes(first):
     assert first.select_one(".scroll > table") and not first.select("td[style]")
 
 
+def test_a_frame_with_a_named_index_has_one_line_of_heads():
+    frame = pandas.DataFrame({"n": [1, 2]}, index=pandas.Index(["a", "b"], name="row"))
+    page = book.page("name", frame.to_html(), {})
+    assert [
+        head.get_text() for head in BeautifulSoup(page.body, "html.parser").select("thead th")
+    ] == [
+        "row",
+        "n",
+    ]
+
+
 def test_every_page_says_where_its_numbers_come_from(small):
     for page in book.build(small, "demo"):
         terms = parsed(small / f"reports/book/demo/{page.name}.html").select("footer dl div")
@@ -189,6 +212,12 @@ def test_every_page_says_where_its_numbers_come_from(small):
             ("Runs", "3, finished 2026-01-02"),
             ("Commit", "0123456789 (2); ffffffffff with later changes (1)"),
             ("Machine", "Linux x86_64, 2 cores"),
+            ("Versions", "Python 3.12.1, torch 2.15.0"),
+            ("Scale", "gpu"),
+            ("Data", "cifar10"),
+            ("Runs", "1, finished 2026-01-02"),
+            ("Commit", "0123456789"),
+            ("Machine", "Linux x86_64, 2 cores, H100"),
             ("Versions", "Python 3.12.1, torch 2.15.0"),
         ]
 

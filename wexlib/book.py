@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup, Tag
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wexlib.files import write_text
+from wexlib.origin import origins
 from wexlib.typeset import code_style, markdown
 
 HEADINGS = ("h1", "h2", "h3")
@@ -67,19 +68,20 @@ def notebook_html(path: Path, templates: Path) -> tuple[str, dict[str, bytes]]:
     """An executed notebook's cells as HTML, and its figures by file name."""
     import nbformat
     from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import ExtractOutputPreprocessor
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor, ExtractOutputPreprocessor
 
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = joined(notebook.cells)
     exporter = HTMLExporter(
         template_name="notebook",
         extra_template_basedirs=[str(templates)],
-        filters={"markdown": markdown, "alternative": alternative},
+        filters={"markdown": markdown, "alternative": alternative, "width": width},
         preprocessors=[
+            CoalesceStreamsPreprocessor(),
             ExtractOutputPreprocessor(
                 output_filename_template="{unique_key}_{cell_index}_{index}{extension}",
                 extract_output_types={"image/svg+xml", "image/png", "image/jpeg"},
-            )
+            ),
         ],
     )
     body, resources = exporter.from_notebook_node(notebook, {"unique_key": f"figures/{path.stem}"})
@@ -108,6 +110,12 @@ def alternative(svg: str) -> str:
     texts = re.findall(r"<text style=\"font-size: ([\d.]+)px[^>]*>([^<]+)", svg)
     _, title = max(texts, key=lambda text: (float(text[0]), len(text[1])), default=("", "figure"))
     return unescape(title.strip())
+
+
+def width(svg: str) -> str:
+    """A figure's own width, below which its text would be too small to read."""
+    found = re.search(r'<svg[^>]* width="([\d.]+pt)"', svg)
+    return found[1] if found else "auto"
 
 
 # --- Pages ---------------------------------------------------------------------------------------
@@ -153,7 +161,12 @@ def page(name: str, html: str, links: dict[str, str]) -> Page:
 
 
 def align(table: Tag) -> None:
-    """Set the columns of numbers flush right, and leave out columns without a single entry."""
+    """One line of heads; columns of numbers flush right; none without a single entry."""
+    heads = table.select("thead > tr")
+    if len(heads) == 2:  # pandas: the index has a name
+        for above, below in zip(*(head.find_all("th") for head in heads), strict=True):
+            above.string = above.get_text() or below.get_text()
+        heads[1].decompose()
     rows = [row.find_all(["th", "td"]) for row in table.find_all("tr")]
     if len({len(row) for row in rows}) != 1:
         return
@@ -187,44 +200,6 @@ def number(soup: BeautifulSoup) -> list[tuple[str, str, str]]:
                 title += f", {setting[1]}"
         numbered[found[1]] = (node["id"], found[1], title)
     return list(numbered.values())
-
-
-def origin(home: Path, scale: str) -> dict[str, str]:
-    """Where the scale's numbers come from: data, runs and commits, machines, versions, days."""
-    notes = [
-        note
-        for path in sorted((home / "results" / scale / "provenance").glob("*.json"))
-        if (note := json.loads(path.read_text(encoding="utf-8")))
-    ]
-    places: dict[str, list[str]] = {}
-    for path in sorted((home / "build" / "plan" / scale / "data").glob("*.json")):
-        places.setdefault(json.loads(path.read_text()).get("dataset", "none"), []).append(path.stem)
-    data = "; ".join(
-        (f"{name}, also" if name in roles else name) + f" in the place of {', '.join(others)}"
-        if (others := [role for role in roles if role != name])
-        else name
-        for name, roles in places.items()
-    )
-    if not notes:
-        return {"Scale": scale, "Data": data, "Runs": "none yet"}
-
-    def counted(texts: list[str]) -> str:
-        counts = Counter(texts).most_common()
-        return "; ".join(text if len(counts) == 1 else f"{text} ({n})" for text, n in counts)
-
-    days = sorted({note["finished"][:10] for note in notes})
-    return {
-        "Scale": scale,
-        "Data": data,
-        "Runs": f"{len(notes)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}",
-        "Commit": counted(
-            [n["commit"][:10] + (" with later changes" if n["dirty"] else "") for n in notes]
-        ),
-        "Machine": counted(
-            [n["machine"] + ("" if n["device"] == "cpu" else f", {n['device']}") for n in notes]
-        ),
-        "Versions": counted([f"Python {n['python']}, torch {n['torch']}" for n in notes]),
-    }
 
 
 # --- The book ------------------------------------------------------------------------------------
@@ -268,7 +243,7 @@ def build(home: Path, scale: str) -> list[Page]:
     numbered.sort(key=lambda entry: [int(n) for n in re.findall(r"\d+", entry[2])])
     contents = environment.get_template("contents.html.j2").render(pages=pages, numbered=numbered)
     made.insert(0, Page("index", "Contents", contents))
-    shared = {"pages": made, "origin": origin(home, scale)}
+    shared = {"pages": made, "origins": origins(home, scale)}
     for i, current in enumerate(made):
         html = environment.get_template("page.html.j2").render(
             page=current,
