@@ -52,7 +52,8 @@ function search(words) {
 // The text around the first word found, the words marked.
 function excerpt(text, words) {
   const places = words.map((word) => fold(text).indexOf(word)).filter((place) => place >= 0)
-  const start = Math.max(0, Math.min(...places, text.length) - 50)
+  const near = Math.max(0, Math.min(...places, text.length) - 50)
+  const start = near && text.indexOf(" ", near)
   const span = document.createElement("span")
   const part = (start ? "…" : "") + text.slice(start, start + 150)
   const escaped = words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"))

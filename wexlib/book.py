@@ -98,7 +98,7 @@ def joined(cells: list) -> list:
         before = kept[-1] if kept else None
         if before and cell.cell_type == before.cell_type == "code" and not before.outputs:
             if "show" not in before.metadata.get("tags", []) + cell.metadata.get("tags", []):
-                cell.source = f"{before.source}\n\n{cell.source}"
+                cell.source = f"{before.source.strip()}\n\n{cell.source.strip()}"
                 kept.pop()
         if cell.source.strip() or cell.get("outputs"):
             kept.append(cell)
