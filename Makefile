@@ -1,5 +1,6 @@
 # make                the set-up, then the whole pipeline: every table and figure (demo scale)
 # make SCALE=cpu      the same at another scale: smoke, demo, cpu, gpu or thesis
+# make book           the book alone, from the results that are there: trains nothing
 # make test           the set-up, then the style checks and the tests
 # make lab            JupyterLab with the project's own kernel
 # make setup          the set-up alone: the locked packages in .venv
@@ -32,10 +33,13 @@ $(shell rm -f $(READY) $(UV))
 endif
 endif
 
-.PHONY: all setup test lab lock clean
+.PHONY: all book setup test lab lock clean
 
 all: $(READY)
 	$(BIN)/python -m wexlib.pipeline make $(if $(SCALE),--scale $(SCALE))
+
+book: $(READY)
+	$(BIN)/python -m wexlib.pipeline make --reports $(if $(SCALE),--scale $(SCALE))
 
 setup: $(READY)
 

@@ -10,80 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
+from clones import PROJECT, RUNS, clone, shell
 
-from wexlib.files import root
+from wexlib.book import chapters
 
-PROJECT = root(Path(__file__).parent)
-#: One run of each kind, beside the playground.
-KEPT = {
-    "cifar100": ["resnext10", "resnext10-se-ws", "resnext10-cbam"],
-    "cifar10": ["mixer10-mwe"],
-    "cinic10": ["resnet18-ours-ws", "resnet18-mwe"],
-    "imagenet": ["imagenet-global-ws"],
-}
-CHAPTERS = {f"chapter@smoke-{path.stem}" for path in (PROJECT / "notebooks").glob("0*.ipynb")}
-RUNS = {"playground", *(run for runs in KEPT.values() for run in runs)}
-
-
-def shell(command: str, cwd: Path, *, fails: bool = False) -> str:
-    """Run a command with this environment's programs first in PATH; return all that it printed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(cwd)}
-    done = subprocess.run(
-        command,
-        shell=True,
-        cwd=cwd,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert (done.returncode != 0) == fails, done.stdout
-    return done.stdout
-
-
-def clone(source: Path, target: Path) -> Path:
-    shell(f"git clone -q {source} {target}", source)
-    shell("git config user.name test && git config user.email test@localhost", target)
-    return target
+CHAPTERS = {f"chapter@smoke-{name}" for name in chapters(PROJECT)}
 
 
 def ran(output: str) -> set[str]:
     """The stages that dvc says it ran."""
     lines = output.splitlines()
     return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
-
-
-def keep_a_few_runs(folder: Path) -> None:
-    """Every table stays; a row whose run goes shows another, as the chapter only reads files."""
-    yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    params["runs"] = {role: {n: params["runs"][role][n] for n in KEPT[role]} for role in KEPT}
-    yaml.dump(params, folder / "params.yaml")
-    tables = yaml.load(folder / "tables.yaml")
-    for row in (row for table in tables.values() for row in table["rows"]):
-        if row.get("run", "resnext10") not in RUNS:
-            row["run"] = "resnext10"
-    yaml.dump(tables, folder / "tables.yaml")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A clone with the working tree's files and a few runs, after what `make SCALE=smoke` calls."""
-    folder = clone(PROJECT, tmp_path_factory.mktemp("pipeline") / "clone")
-    shell(
-        f"git -C {PROJECT} ls-files -z -co --exclude-standard | "
-        f"(cd {PROJECT} && xargs -0 tar c --ignore-failed-read) | tar x",
-        folder,
-    )
-    keep_a_few_runs(folder)
-    shell(
-        "git rm -rq --cached --ignore-unmatch results dvc.lock && rm -rf results dvc.lock", folder
-    )
-    shell("git add -A && git commit -q --allow-empty -m 'The working tree'", folder)
-    shell("python -m wexlib.pipeline make --scale smoke", folder)
-    return folder
 
 
 def test_every_table_is_made_and_params_yaml_is_as_it_was(made):
@@ -145,7 +82,11 @@ def test_looking_and_rewording_trains_nothing(shared):
     notebook, module = shared / "notebooks" / "train.ipynb", shared / "wexlib" / "train.py"
     notebook.write_text(notebook.read_text().replace("# One run", "# One run, reworded"))
     module.write_text(module.read_text().replace("Train one run:", "# Train  one run:"))
-    assert ran(shell("dvc repro", shared)) == {"plan@smoke"}
+    assert ran(shell("dvc repro", shared)) == {"plan@smoke", "book@smoke"}
+    chapter = shared / "notebooks" / "06_results.ipynb"
+    chapter.write_text(chapter.read_text().replace("# 6. Results", "# 6. The results"))
+    assert ran(shell("dvc repro", shared)) == {"chapter@smoke-06_results", "book@smoke"}
+    assert "The results" in (shared / "reports/book/smoke/06_results.html").read_text()
     shell("git restore notebooks wexlib && dvc repro", shared)
 
 
@@ -164,7 +105,13 @@ def test_sharing_and_one_experiment(shared, tmp_path):
 
     before = (second / "results/smoke/playground.json").read_text()
     output = shell("dvc exp run -S we.activation=leaky_relu", second)
-    assert ran(output) == {"plan@smoke", "playground@smoke", "tables@smoke", *CHAPTERS}
+    assert ran(output) == {
+        "plan@smoke",
+        "playground@smoke",
+        "tables@smoke",
+        *CHAPTERS,
+        "book@smoke",
+    }
     assert (second / "results/smoke/playground.json").read_text() != before
     shown = shell("dvc exp show --csv", second)
     assert "leaky_relu" in shown and "playground" in shown

@@ -20,6 +20,8 @@ from wexlib.files import root, write_json, write_text
 from wexlib.record import read_plan, write_not_run
 
 FULL = "the disk is full: free some space, then the same command goes on; nothing was lost"
+#: The stages that need no more than the result files in Git.
+REPORTS = ("plan", "tables", "chapter", "book")
 RESTORE = "git restore results dvc.lock && dvc checkout --allow-missing"
 
 
@@ -84,6 +86,14 @@ def chapter(notebook: str, scale: str) -> None:
         {"scale": scale, "save": True},
         notebook,
     )
+
+
+def book(scale: str) -> None:
+    """Write the book of ``scale``: static HTML that opens from disk."""
+    from wexlib.book import build
+
+    pages = build(root(), scale)
+    print(f"{len(pages)} pages: open reports/book/{scale}/index.html")
 
 
 def execute(notebook: Path, executed: Path, parameters: dict, title: str) -> None:
@@ -159,8 +169,8 @@ class Watch:
 # --- make -----------------------------------------------------------------------------------
 
 
-def make(scale: str | None, jobs: int | None) -> None:
-    """``dvc repro``, with as many runs at a time as there are cores.
+def make(scale: str | None, jobs: int | None, reports: bool) -> None:
+    """``dvc repro``, with as many runs at a time as there are cores; or its last stages alone.
 
     ``params.yaml`` is as it was afterwards; after a kill -9 the next call restores it.
     """
@@ -176,11 +186,15 @@ def make(scale: str | None, jobs: int | None) -> None:
         if changed != text:
             write_text(kept, text)
             write_text(params, changed)
-        _reproduce(home, scale, jobs or _jobs())
+        if reports:
+            _call(home, "repro", "--single-item", *REPORTS)
+        else:
+            _reproduce(home, scale, jobs or _jobs())
     finally:
         if changed != text:
             write_text(params, text)
             kept.unlink(missing_ok=True)
+    print(f"tables: results/{scale}/tables, book: reports/book/{scale}/index.html")
 
 
 def _with_scale(text: str, scale: str) -> str:
@@ -294,6 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
         (run, ["name"]),
         (tables, ["scale"]),
         (chapter, ["notebook", "scale"]),
+        (book, ["scale"]),
     ):
         command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])
         for name in names:
@@ -302,6 +317,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("make", help="dvc repro, several runs at a time")
     command.add_argument("--scale")
     command.add_argument("--jobs", type=int)
+    command.add_argument(
+        "--reports", action="store_true", help="train nothing: tables, chapters and book alone"
+    )
     command.set_defaults(function=make)
     options = vars(parser.parse_args(arguments))
     function, _ = options.pop("function"), options.pop("command")

@@ -1,0 +1,24 @@
+"""What more than one test file uses."""
+
+from pathlib import Path
+
+import pytest
+from clones import PROJECT, clone, keep_a_few_runs, shell
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A clone with the working tree's files and a few runs, after what `make SCALE=smoke` calls."""
+    folder = clone(PROJECT, tmp_path_factory.mktemp("pipeline") / "clone")
+    shell(
+        f"git -C {PROJECT} ls-files -z -co --exclude-standard | "
+        f"(cd {PROJECT} && xargs -0 tar c --ignore-failed-read) | tar x",
+        folder,
+    )
+    keep_a_few_runs(folder)
+    shell(
+        "git rm -rq --cached --ignore-unmatch results dvc.lock && rm -rf results dvc.lock", folder
+    )
+    shell("git add -A && git commit -q --allow-empty -m 'The working tree'", folder)
+    shell("python -m wexlib.pipeline make --scale smoke", folder)
+    return folder
