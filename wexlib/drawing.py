@@ -227,7 +227,8 @@ class Diagram:
 
     def frame(self, nodes: Sequence[Node], text: str, *, pad: float = 0.16, mark: bool = False):
         """A dashed frame around nodes, its text above."""
-        left, right = min(n.x - n.w for n in nodes) - pad, max(n.x + n.w for n in nodes) + pad
+        left = min(n.x - n.w for n in nodes) - pad
+        right = max(n.x + n.w + n.head for n in nodes) + pad
         bottom = min(n.face(0, -1)[1] for n in nodes) - pad
         top = max(n.face(0, 1)[1] for n in nodes) + pad
         colour = MARK if mark else "0.45"
