@@ -15,6 +15,7 @@ from matplotlib.path import Path
 
 SIZE = 9  # of the text, in points
 SMALL = 8
+LINE = 1.3  # from a line to the next, in sizes of the text
 PAD = 0.09  # between a text and its box
 GAP = 0.3  # between two parts
 DEPTH = 0.13  # of a tensor's side and top
@@ -82,7 +83,7 @@ class Node:
 
 @lru_cache
 def measure(text: str, size: float = SIZE) -> tuple[float, float]:
-    """Width and height of a text."""
+    """Width and height of a text, which may have several lines."""
     figure = Figure(dpi=100)
     FigureCanvasAgg(figure)
     extent = figure.text(0, 0, text, fontsize=size).get_window_extent()
@@ -115,10 +116,21 @@ class Diagram:
         self.bounds = [min(left, x - w), max(right, x + w), min(bottom, y - h), max(top, y + h)]
 
     def text(self, x: float, y: float, text: str, *, size: float = SMALL, **options) -> None:
-        """A note, centred."""
-        self.axes.text(
-            x, y, text, fontsize=size, ha="center", va="center", color=INK, zorder=4, **options
-        )
+        """A note, centred. Each line is a text, so that it is centred in every font."""
+        lines = text.split("\n")
+        for i, line in enumerate(lines):
+            middle = y + ((len(lines) - 1) / 2 - i) * LINE * size / 72
+            self.axes.text(
+                x,
+                middle,
+                line,
+                fontsize=size,
+                ha="center",
+                va="center",
+                color=INK,
+                zorder=4,
+                **options,
+            )
         width, height = measure(text, size)
         self._reach(x, y, width / 2, height / 2)
 
