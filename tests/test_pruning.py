@@ -37,6 +37,15 @@ def test_magnitude_pruning_is_over_all_layers_together():
     assert (model[0].weight != 0).tolist() == [[False, True], [False, True]]
 
 
+def test_pruning_is_the_same_in_every_memory_format():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 3))
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    for _ in range(2):
+        prune(model, 0.4), prune(other, 0.4)
+        assert torch.equal(model[0].weight, other[0].weight)
+        assert torch.equal(model[2].weight_mask, other[2].weight_mask)
+
+
 def test_pruned_weights_stay_zero_in_training(problem):
     model, loss = problem
     prune(model.train(), 0.5)

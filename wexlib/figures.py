@@ -125,41 +125,57 @@ def _against_identity(u: "torch.Tensor", curves: Mapping, title: str) -> Figure:
 
 
 def excitation(weight: "torch.Tensor", excited: "torch.Tensor", title: str) -> Figure:
-    """A weight of rank 4, the gate that excites it, and their product.
+    """A weight of rank 4, the gate that excites it, and their product, as :func:`kernels`.
 
-    The first 8 filters and channels, filters down, channels across, each kernel a tile. A kernel's
-    gate is the quotient of its absolute sums, so it is exact for gates of a sign.
+    A kernel's gate is the quotient of its absolute sums, so it is exact for gates of a sign.
     """
-    filters = 8
-    weight, excited = weight[:filters, :filters], excited[:filters, :filters]
     gate = (excited.abs().sum((2, 3)) / weight.abs().sum((2, 3)))[..., None, None]
-    figure = Figure(figsize=(7.6, 2.9), layout="constrained")
-    bound = weight.abs().max().item()
-    panels = (
-        ("standardized weight W", weight, "vlag", (-bound, bound)),
-        ("gate σ(F(W))", gate, "viridis", (None, None)),
-        ("excited weight", excited, "vlag", (-bound, bound)),
-    )
-    for axes, (name, tiles, colours, (low, high)) in zip(
-        figure.subplots(1, 3), panels, strict=True
-    ):
-        tiles = tiles.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
-        size = len(tiles) // filters
+    panels = {"standardized weight W": weight, "gate σ(F(W))": gate, "excited weight": excited}
+    return kernels(panels, title)
+
+
+def kernels(panels: Mapping[str, "torch.Tensor"], title: str, *, columns: int = 3) -> Figure:
+    """Tensors (filter, input channel, row, column) side by side, each kernel a tile.
+
+    The first 8 filters, downwards, and channels, across. What has negative values is shown around
+    zero, all such panels on one scale; what has none, from its least to its greatest.
+    """
+    shown = {name: tensor.detach()[:8, :8] for name, tensor in panels.items()}
+    signed = [tensor for tensor in shown.values() if tensor.min() < 0]
+    bound = max((tensor.abs().max().item() for tensor in signed), default=None)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.53 * columns, 2.75 * rows + 0.15), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (name, tensor) in zip(grid, shown.items(), strict=False):
+        filters, channels, height, width = tensor.shape
+        negative = tensor.min() < 0
         sns.heatmap(
-            tiles.numpy(),
+            tensor.permute(0, 2, 1, 3).flatten(2).flatten(0, 1).numpy(),
             ax=axes,
-            cmap=colours,
-            vmin=low,
-            vmax=high,
+            cmap="vlag" if negative else "viridis",
+            vmin=-bound if negative else None,
+            vmax=bound if negative else None,
             square=True,
             cbar_kws={"orientation": "horizontal", "shrink": 0.8},
         )
-        ticks = [size * (i + 0.5) for i in range(filters)]
-        axes.set_xticks(ticks, range(filters), rotation=0)
-        axes.set_yticks(ticks, range(filters), rotation=0)
+        axes.set_xticks([width * (i + 0.5) for i in range(channels)], range(channels), rotation=0)
+        axes.set_yticks([height * (i + 0.5) for i in range(filters)], range(filters), rotation=0)
         axes.set(title=name, xlabel="input channel", ylabel="filter")
+        if channels == 1:
+            axes.set(xticks=[], xlabel="all channels")
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
     figure.suptitle(title)
     return figure
+
+
+def show(figure: Figure, name: str, folder: Path | None) -> None:
+    """Show a figure in a notebook, and save it as ``<folder>/<name>.svg`` where there is one."""
+    from IPython.display import display
+
+    if folder is not None:
+        save(figure, folder / f"{name}.svg")
+    display(figure)
 
 
 def save(figure: Figure, path: Path) -> None:

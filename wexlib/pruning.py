@@ -30,6 +30,11 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def _kept(module: nn.Module) -> Tensor:
+    """True where the weight is not pruned."""
+    return getattr(module, "weight_mask", torch.ones_like(module.weight)).bool()
+
+
 def prune(model: nn.Module, amount: float, scores: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Set the weights of the lowest scores to zero, over all layers together, and keep them there.
 
@@ -47,16 +52,17 @@ def prune(model: nn.Module, amount: float, scores: Mapping[str, Tensor] | None =
     if not 0 <= amount <= 1:
         raise ValueError(f"amount is {amount}: expected a fraction of the weights, 0 to 1")
     layers = _layers(model)
-    if scores is not None:
-        if missing := [name for name in layers if name not in scores]:
-            raise ValueError(f"{missing[0]} has no scores: give those of every layer's weight")
-        scores = {(m, "weight"): scores[name].clamp(min=0) for name, m in layers.items()}
-    torch_prune.global_unstructured(
-        [(module, "weight") for module in layers.values()],
-        torch_prune.L1Unstructured,
-        scores,
-        amount=float(amount),
-    )
+    if scores is None:
+        scores = {name: module.weight.detach().abs() for name, module in layers.items()}
+    elif missing := [name for name in layers if name not in scores]:
+        raise ValueError(f"{missing[0]} has no scores: give those of every layer's weight")
+    kept = torch.cat([_kept(module).flatten() for module in layers.values()])
+    order = torch.cat([scores[name].clamp(min=0).flatten() for name in layers])
+    count = round(amount * kept.sum().item())
+    kept[order.masked_fill(~kept, torch.inf).topk(count, largest=False).indices] = False
+    masks = kept.split([module.weight.numel() for module in layers.values()])
+    for module, mask in zip(layers.values(), masks, strict=True):
+        torch_prune.custom_from_mask(module, "weight", mask.view(module.weight.shape))
     return model
 
 
