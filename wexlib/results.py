@@ -77,7 +77,7 @@ def read_curves(scale: str, runs: Sequence[str], home: Path | None = None) -> pd
     return pd.concat([f for f in frames if len(f)]) if any(map(len, frames)) else pd.DataFrame()
 
 
-def _older_code(result: dict, home: Path) -> str:
+def older_code(result: dict, home: Path) -> str:
     """A remark where the present code is not that which made the result."""
     plan = home / "build" / "plan" / result["scale"] / f"{result['run']}.json"
     if not plan.is_file():
@@ -206,7 +206,7 @@ def _row(row: dict, results: dict, scores: dict, plain: str, home: Path) -> dict
             found |= {"gap": sum(a - b for a, b in pairs) / len(values), "roughness": rough.mean()}
         if run != plain and plain in scores:
             found |= paired(scores[run], scores[plain])
-        if older := _older_code(result, home):
+        if older := older_code(result, home):
             remarks.append(older)
     elif run:
         found["status"] = f"not run: {result['not_run']}" if result else "not run yet"
