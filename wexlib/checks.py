@@ -54,8 +54,8 @@ def excitation_folds_away() -> tuple[bool, str]:
         same &= {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
         same &= [type(module) for module in model.modules()] == kinds
         deviation = max(deviation, ((model(images) - excited).abs().max() / excited.std()).item())
-    found = f"{len(methods)} methods: the plain layers, outputs within {deviation:.1g}"
-    return same and deviation < 1e-4, found
+    outputs = f"outputs within {deviation:.0e}" if deviation else "equal outputs"
+    return same and deviation < 1e-4, f"{len(methods)} methods: the plain layers, {outputs}"
 
 
 def linear_layers_have_no_channels() -> tuple[bool, str]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from wexlib.files import root, write
+from wexlib.results import EMBEDDED, PAIRS_FOR_VERDICT
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,40 @@ def learning_curves(
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title)
     axes.legend()
+    return figure
+
+
+def intervals(frame: pd.DataFrame, title: str) -> Figure:
+    """Differences with their 95 % intervals, a line for each pair of runs.
+
+    Args:
+        frame: rows of :func:`wexlib.claims.evaluate` in one unit, percentage points, that ran.
+        title: the figure's.
+    """
+    embedded = frame["data"].isin(EMBEDDED)
+    decides = ~embedded & (frame["n"] >= PAIRS_FOR_VERDICT)
+    kinds = {
+        f"real data, n ≥ {PAIRS_FOR_VERDICT}": decides,
+        f"real data, n < {PAIRS_FOR_VERDICT}": ~embedded & ~decides,
+        "embedded data (no verdict)": embedded,
+    }
+    labels = frame["compared"] + " (" + frame["scale"] + ")"
+    places = {label: -i for i, label in enumerate(dict.fromkeys(labels))}
+    figure = Figure(figsize=(7.2, 1.2 + 0.21 * len(places)), layout="constrained")
+    axes = figure.subplots()
+    for i, (kind, chosen) in enumerate(kinds.items()):
+        rows, place = frame[chosen], [places[label] for label in labels[chosen]]
+        if not rows.empty:
+            half = (rows["high"] - rows["low"]) / 2
+            axes.errorbar(
+                rows["difference"], place, xerr=half, fmt=MARKERS[i], color=f"C{i}", label=kind
+            )
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(list(places.values()), list(places))
+    axes.set_ylim(0.7 - len(places), 0.7)
+    axes.set(xlabel="difference of test accuracy (percentage points)", ylabel="runs compared")
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=len(kinds))
     return figure
 
 
