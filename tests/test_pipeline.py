@@ -22,7 +22,11 @@ KEPT = {
     "cinic10": ["resnet18-ours-ws", "resnet18-mwe"],
     "imagenet": ["imagenet-global-ws"],
 }
-CHAPTERS = {f"chapter@smoke-{path.stem}" for path in (PROJECT / "notebooks").glob("0*.ipynb")}
+CHAPTERS = {
+    f"chapter@smoke-{path.stem}"
+    for path in (PROJECT / "notebooks").glob("*.ipynb")
+    if path.stem != "train"
+}
 RUNS = {"playground", *(run for runs in KEPT.values() for run in runs)}
 
 

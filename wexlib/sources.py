@@ -69,7 +69,7 @@ def stratified(labels: np.ndarray, count: int, seed: int, purpose: str) -> np.nd
 # --- digits, which come with scikit-learn ------------------------------------------------------
 
 
-def _scans(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def digit_scans(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The 1,797 scans, 8×8 with values 0 to 16, cut into 6 parts for train and 4 for test."""
     from sklearn.datasets import load_digits
 
@@ -100,7 +100,7 @@ def _digits(about: str, class_names: list[str], train: tuple, test: tuple) -> So
 
 
 def _digits10(seed: int) -> Source:
-    scans = _scans(seed)
+    scans = digit_scans(seed)
     splits = [
         ((images * 15).repeat(2, axis=1).repeat(2, axis=2), labels)
         for images, labels in scans.values()
@@ -119,7 +119,9 @@ NOISE = 32
 
 
 def _digits100(seed: int) -> Source:
-    splits = [_pairs(*scans, PAIRS[split], seed, split) for split, scans in _scans(seed).items()]
+    splits = [
+        _pairs(*scans, PAIRS[split], seed, split) for split, scans in digit_scans(seed).items()
+    ]
     about = (
         "The hundred two-digit numbers, each of two real scans of handwritten digits side by "
         "side at random heights, with noise; train and test are composed of different scans."
