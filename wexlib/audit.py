@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from wexlib.data import SPLITS, Data
+from wexlib.sources import moments
 
 
 def summary(datasets: Mapping[str, Data]) -> pd.DataFrame:
@@ -45,17 +46,6 @@ def summary(datasets: Mapping[str, Data]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def moments(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of (N, C, H, W) pixels, scaled to [0, 1]."""
-    levels = np.arange(256) / 255
-    mean, sd = [], []
-    for channel in images.swapaxes(0, 1):
-        share = np.bincount(channel.ravel(), minlength=256) / channel.size
-        mean.append(float(share @ levels))
-        sd.append(float((share @ (levels - mean[-1]) ** 2) ** 0.5))
-    return mean, sd
 
 
 def constant(images: np.ndarray) -> int:
