@@ -17,16 +17,8 @@ from wexlib.config import SCALES
 from wexlib.files import root
 from wexlib.measures import MEASURES, Run
 from wexlib.names import choose
-from wexlib.results import (
-    EMBEDDED,
-    LEVEL,
-    PAIRS_FOR_VERDICT,
-    holm,
-    older_code,
-    paired,
-    read_curves,
-    read_result,
-)
+from wexlib.result_files import EMBEDDED, older_code, read_curves, read_result
+from wexlib.statistics import LEVEL, PAIRS_FOR_VERDICT, holm, paired
 
 EXPECTS = ("higher", "lower", "same")
 CHECKS = {

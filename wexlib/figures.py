@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from wexlib.files import root, write
-from wexlib.results import EMBEDDED, PAIRS_FOR_VERDICT
+from wexlib.result_files import EMBEDDED
+from wexlib.statistics import PAIRS_FOR_VERDICT
 
 if TYPE_CHECKING:
     import torch
@@ -53,13 +55,31 @@ def learning_curves(
     """Accuracy or loss against the epoch: the mean over seeds as a line, every seed as a dot.
 
     Args:
-        curves: as :func:`wexlib.results.read_curves` gives them.
+        curves: as :func:`wexlib.result_files.read_curves` gives them, or ``curves_beside``: then a
+            panel for each of its ``panel``.
         series: ``{(run, column): label}``, a line each.
         title: the figure's.
     """
-    figure = Figure(layout="constrained")  # not pyplot's: a cell shows it once, when asked
-    axes = figure.subplots()
+    if "panel" in curves:
+        panels = dict(list(curves.groupby("panel", sort=False)))
+    else:
+        panels = {"": curves}
+    # Not pyplot's: a cell shows it once, when asked.
+    figure = Figure(figsize=(1.4 + 3.8 * len(panels), 3.4), layout="constrained")
     columns = {column for _, column in series}
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, rows) in zip(grid, panels.items(), strict=True):
+        _learning_curves(axes, rows, series)
+        axes.set_xlabel(AXES["epoch"])
+        axes.set_ylabel(AXES[next(iter(columns))] if len(columns) == 1 else "accuracy (%)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(name)
+        axes.legend()
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _learning_curves(axes: Axes, curves: pd.DataFrame, series: Mapping) -> None:
     for i, ((run, column), label) in enumerate(series.items()):
         rows = curves[curves["run"] == run].dropna(subset=[column])
         if rows.empty:
@@ -68,12 +88,6 @@ def learning_curves(
         axes.plot(mean.index, mean, color=f"C{i}", marker=MARKERS[i], markersize=4, label=label)
         if rows["seed"].nunique() > 1:
             axes.scatter(rows["epoch"], rows[column], s=6, color=f"C{i}", alpha=0.4)
-    axes.set_xlabel(AXES["epoch"])
-    axes.set_ylabel(AXES[columns.pop()] if len(columns) == 1 else "accuracy (%)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_title(title)
-    axes.legend()
-    return figure
 
 
 def intervals(frame: pd.DataFrame, title: str) -> Figure:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from wexlib.results import paired, roughness
+from wexlib.statistics import paired, roughness
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def gap(of: Run, against: Run, expects: str) -> dict:
 
 
 def rough(of: Run, against: Run, expects: str) -> dict:
-    """Roughness of the validation accuracy's curve (:func:`wexlib.results.roughness`)."""
+    """Roughness of the validation accuracy's curve (:func:`wexlib.statistics.roughness`)."""
 
     def rougher(run: Run) -> dict[int, float]:
         curves = run.curve("validation_accuracy")
