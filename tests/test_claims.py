@@ -116,6 +116,8 @@ def test_the_best_scale_is_taken(home):
         put(home, scale, "better", BETTER, dataset="digits100")
     assert taken() == ("gpu", 5, "no verdict: embedded data")
     assert claims.evaluate(home, scales=("demo",)).iloc[0]["scale"] == "demo"
+    with pytest.raises(ValueError, match="did you mean 'gpu'"):
+        claims.evaluate(home, scales=("gpuu",))
 
 
 def test_every_epoch_is_supported_by_all_and_contradicted_by_one():

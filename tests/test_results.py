@@ -122,6 +122,8 @@ def test_what_other_scales_have_stands_below(home, monkeypatch):
     assert "other scales" not in results.show("1", "gpu", others=False)
     only = results.show("1", "gpu", runs="better|later")
     assert "Plain" not in only and "Better" in only and "Quoted" not in only
+    none = results.show("1", "gpu", runs="nothing", others=True)
+    assert none == "Table 1 has no row whose run matches 'nothing'."
 
 
 def test_curves_beside_have_a_panel_for_each_scale(home):

@@ -91,8 +91,13 @@ def evaluate(home: Path | None = None, scales: tuple[str, ...] = SCALES) -> pd.D
 
     Columns: theme, claim, where, compared, measure, scale, data, n, difference, low, high, p,
     p_holm, verdict, found, remark.
+
+    Raises:
+        ValueError: an unknown scale, or a fault in ``claims.yaml``.
     """
     home = home or root()
+    for scale in scales:
+        choose(scale, SCALES, "scale")
     rows = []
     for theme, claims in read_claims(home / "claims.yaml").items():
         for claim in claims:

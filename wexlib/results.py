@@ -236,6 +236,8 @@ def show(
         others: below it, what the other scales have of the same rows.
     """
     _, shown, text = _shown(number, scale, protocol, seeds, runs)
+    if shown.empty:
+        return f"Table {number} has no row whose run matches {runs!r}."
     text = f"{text}\n\n{shown.to_markdown(index=False, disable_numparse=True)}"
     return text + _beside(number, scale, protocol, seeds, runs) if others else text
 
