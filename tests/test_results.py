@@ -5,18 +5,18 @@ import math
 
 import pytest
 
-from wexlib import results
+from wexlib import readme, result_files, results, statistics
 from wexlib.files import root
 
 CODE = {"train": "0123456789abcdef"}
 
 
-def put(home, run, scores, *, dataset="cifar100", code=CODE, **extra):
-    folder = home / "results" / "cpu"
+def put(home, run, scores, *, scale="cpu", dataset="cifar100", code=CODE, **extra):
+    folder = home / "results" / scale
     (folder / "provenance").mkdir(parents=True, exist_ok=True)
     result = {
         "run": run,
-        "scale": "cpu",
+        "scale": scale,
         "data": {"dataset": dataset, "validation": 500},
         "config": {"code": code},
         "parameters": 10,
@@ -53,7 +53,7 @@ def home(tmp_path):
 
 def test_a_paired_difference_by_hand():
     """d = 1, 2, 3: mean 2, sd 1, t = 2·√3; t(0.975, 2) = 4.302653; p = 1 − t/√(t² + 2)."""
-    found = results.paired({0: 2.0, 1: 4.0, 2: 6.0, 9: 99.0}, {0: 1.0, 1: 2.0, 2: 3.0, 5: 0.0})
+    found = statistics.paired({0: 2.0, 1: 4.0, 2: 6.0, 9: 99.0}, {0: 1.0, 1: 2.0, 2: 3.0, 5: 0.0})
     half, t = 4.302652729911275 / math.sqrt(3), 2 * math.sqrt(3)
     assert found["pairs"] == 3 and found["difference"] == 2
     assert found["low"] == pytest.approx(2 - half)
@@ -62,22 +62,22 @@ def test_a_paired_difference_by_hand():
 
 
 def test_two_pairs_have_no_interval_and_none_have_nothing():
-    two = results.paired({0: 2.0, 1: 4.0}, {0: 1.0, 1: 2.0})
+    two = statistics.paired({0: 2.0, 1: 4.0}, {0: 1.0, 1: 2.0})
     assert two["difference"] == 1.5 and math.isnan(two["low"]) and math.isnan(two["p"])
-    assert math.isnan(results.paired({0: 1.0}, {1: 1.0})["difference"])
+    assert math.isnan(statistics.paired({0: 1.0}, {1: 1.0})["difference"])
 
 
 def test_holm_by_hand():
-    assert results.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert results.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    adjusted = results.holm([math.nan, 0.02])
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    adjusted = statistics.holm([math.nan, 0.02])
     assert math.isnan(adjusted[0]) and adjusted[1] == 0.02
 
 
 def test_roughness_of_a_line_is_zero_and_of_a_zigzag_four():
-    assert results.roughness([1, 3, 5, 7]) == 0
-    assert results.roughness([0, 2, 0, 2, 0]) == 4
-    assert math.isnan(results.roughness([1, 2]))
+    assert statistics.roughness([1, 3, 5, 7]) == 0
+    assert statistics.roughness([0, 2, 0, 2, 0]) == 4
+    assert math.isnan(statistics.roughness([1, 2]))
 
 
 def test_a_table_by_hand(home):
@@ -98,6 +98,41 @@ def test_a_table_by_hand(home):
     assert frame.loc["Plain", "gap"] == pytest.approx(3)
     assert frame.loc["Plain", "roughness"] == pytest.approx(4)
     assert math.isnan(frame.loc["Later", "gap"])
+
+
+def test_a_table_of_some_seeds_by_hand(home):
+    frame = results.table("1", "cpu", home=home, seeds=[1, 4, 9]).set_index("row")
+    assert frame.loc["Plain", "mean"] == (11 + 14) / 2 and frame.loc["Plain", "n"] == 2
+    assert frame.loc["Better", "difference"] == pytest.approx((2 + 3) / 2)
+    assert frame.loc["Better", "gap"] == pytest.approx(3)
+    frame = results.table("1", "cpu", home=home, seeds=[9]).set_index("row")
+    assert frame.loc["Plain", "status"] == "not run: of the seeds [9] it has none"
+
+
+def test_what_other_scales_have_stands_below(home, monkeypatch):
+    for name in ("plain", "better"):
+        result = json.loads((home / "results" / "cpu" / f"{name}.json").read_text())
+        put(home, name, result["test_last"], scale="gpu")
+    monkeypatch.setattr(results, "root", lambda: home)
+    monkeypatch.setattr(result_files, "root", lambda: home)
+    shown = results.show("1", "gpu", others=True)
+    above, below = shown.split("Table 1 at other scales: cpu, on cifar100.")
+    assert "+2.20 [1.64, 2.76]" in above and "+2.20 [1.64, 2.76]" in below
+    assert "demo" not in below and "| Noisy" in below
+    assert "other scales" not in results.show("1", "gpu", others=False)
+    only = results.show("1", "gpu", runs="better|later")
+    assert "Plain" not in only and "Better" in only and "Quoted" not in only
+    none = results.show("1", "gpu", runs="nothing", others=True)
+    assert none == "Table 1 has no row whose run matches 'nothing'."
+
+
+def test_curves_beside_have_a_panel_for_each_scale(home):
+    put(home, "plain", [1.0, 2.0], scale="demo", dataset="digits100")
+    curves = result_files.curves_beside("demo", ["plain", "better"], home=home)
+    assert list(dict.fromkeys(curves["panel"])) == ["demo: digits100", "cpu: cifar100"]
+    some = result_files.curves_beside("demo", ["plain"], seeds=[1], home=home)
+    assert set(some["seed"]) == {1}
+    assert result_files.curves_beside("demo", ["never"], home=home).empty
 
 
 def test_no_verdict_from_embedded_data_or_from_four_seeds(home):
@@ -138,17 +173,17 @@ def test_a_bad_tables_file_is_one_sentence(home, old, new, sentence):
 
 
 def test_the_block_goes_between_the_markers_and_nowhere_else():
-    begin, end = results.MARKERS
+    begin, end = readme.MARKERS
     text = f"head\n{begin}\nold\n{end}\ntail\n"
-    once = results.with_block(text, "new")
+    once = readme.with_block(text, "new")
     assert once == f"head\n{begin}\nnew\n{end}\ntail\n"
-    assert results.with_block(once, "new") == once
+    assert readme.with_block(once, "new") == once
     with pytest.raises(ValueError, match="put them back"):
-        results.with_block("no markers", "new")
+        readme.with_block("no markers", "new")
 
 
 def test_the_readme_shows_the_committed_results():
     text = (root() / "README.md").read_text(encoding="utf-8")
     if not (root() / "results" / "cpu" / "resnext10.json").is_file():
         pytest.skip("no results at scale cpu")
-    assert results.with_block(text, results.readme_block("cpu")) == text
+    assert readme.with_block(text, readme.readme_block("cpu")) == text

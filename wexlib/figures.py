@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from wexlib.files import root, write
+from wexlib.result_files import EMBEDDED
+from wexlib.statistics import PAIRS_FOR_VERDICT
 
 if TYPE_CHECKING:
     import torch
@@ -52,13 +55,31 @@ def learning_curves(
     """Accuracy or loss against the epoch: the mean over seeds as a line, every seed as a dot.
 
     Args:
-        curves: as :func:`wexlib.results.read_curves` gives them.
+        curves: as :func:`wexlib.result_files.read_curves` gives them, or ``curves_beside``: then a
+            panel for each of its ``panel``.
         series: ``{(run, column): label}``, a line each.
         title: the figure's.
     """
-    figure = Figure(layout="constrained")  # not pyplot's: a cell shows it once, when asked
-    axes = figure.subplots()
+    if "panel" in curves:
+        panels = dict(list(curves.groupby("panel", sort=False)))
+    else:
+        panels = {"": curves}
+    # Not pyplot's: a cell shows it once, when asked.
+    figure = Figure(figsize=(1.4 + 3.8 * len(panels), 3.4), layout="constrained")
     columns = {column for _, column in series}
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, rows) in zip(grid, panels.items(), strict=True):
+        _learning_curves(axes, rows, series)
+        axes.set_xlabel(AXES["epoch"])
+        axes.set_ylabel(AXES[next(iter(columns))] if len(columns) == 1 else "accuracy (%)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(name)
+        axes.legend()
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _learning_curves(axes: Axes, curves: pd.DataFrame, series: Mapping) -> None:
     for i, ((run, column), label) in enumerate(series.items()):
         rows = curves[curves["run"] == run].dropna(subset=[column])
         if rows.empty:
@@ -67,11 +88,39 @@ def learning_curves(
         axes.plot(mean.index, mean, color=f"C{i}", marker=MARKERS[i], markersize=4, label=label)
         if rows["seed"].nunique() > 1:
             axes.scatter(rows["epoch"], rows[column], s=6, color=f"C{i}", alpha=0.4)
-    axes.set_xlabel(AXES["epoch"])
-    axes.set_ylabel(AXES[columns.pop()] if len(columns) == 1 else "accuracy (%)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def intervals(frame: pd.DataFrame, title: str) -> Figure:
+    """Differences with their 95 % intervals, a line for each pair of runs.
+
+    Args:
+        frame: rows of :func:`wexlib.claims.evaluate` in one unit, percentage points, that ran.
+        title: the figure's.
+    """
+    embedded = frame["data"].isin(EMBEDDED)
+    decides = ~embedded & (frame["n"] >= PAIRS_FOR_VERDICT)
+    kinds = {
+        f"real data, n ≥ {PAIRS_FOR_VERDICT}": decides,
+        f"real data, n < {PAIRS_FOR_VERDICT}": ~embedded & ~decides,
+        "embedded data (no verdict)": embedded,
+    }
+    labels = frame["compared"] + " (" + frame["scale"] + ")"
+    places = {label: -i for i, label in enumerate(dict.fromkeys(labels))}
+    figure = Figure(figsize=(7.2, 1.2 + 0.21 * len(places)), layout="constrained")
+    axes = figure.subplots()
+    for i, (kind, chosen) in enumerate(kinds.items()):
+        rows, place = frame[chosen], [places[label] for label in labels[chosen]]
+        if not rows.empty:
+            half = (rows["high"] - rows["low"]) / 2
+            axes.errorbar(
+                rows["difference"], place, xerr=half, fmt=MARKERS[i], color=f"C{i}", label=kind
+            )
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(list(places.values()), list(places))
+    axes.set_ylim(0.7 - len(places), 0.7)
+    axes.set(xlabel="difference of test accuracy (percentage points)", ylabel="runs compared")
     axes.set_title(title)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=len(kinds))
     return figure
 
 

@@ -5,7 +5,8 @@ for the thesis's own function, which its code does not scale back.
 """
 
 import math
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -77,8 +78,10 @@ SCALED: dict[str, Callable[[Tensor], Tensor]] = {
 #: What W' itself is of u.
 UNSCALED: dict[str, Callable[[Tensor], Tensor]] = {"thesis": thesis, "thesis_odd": thesis_odd}
 
-#: Names that ``Magnitude(function=…)`` takes; ``artanh`` is the original of Quader et al. 2020.
-FUNCTIONS: tuple[str, ...] = ("artanh", *UNSCALED, "learnable", *list(SCALED)[1:])
+#: What ``Magnitude(function=…)`` takes by name; ``artanh`` is the original of Quader et al. 2020. A
+#: function of your own is one more entry of :data:`SCALED`: it must take and give a tensor, element
+#: by element, and be differentiable for |u| < 1.
+FUNCTIONS: Mapping[str, Callable] = ChainMap(UNSCALED, {"learnable": learnable}, SCALED)
 
 
 def apply(function: str, weight: Tensor, m: Tensor, shape: Tensor | None = None) -> Tensor:

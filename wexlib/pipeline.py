@@ -26,12 +26,14 @@ RESTORE = "git restore results dvc.lock && dvc checkout --allow-missing"
 
 
 def plan(scale: str) -> None:
-    """Validate ``params.yaml`` and the tables, and write every run's plan at ``scale``."""
+    """Validate ``params.yaml``, tables and claims, and write every run's plan at ``scale``."""
+    from wexlib.claims import read_claims
     from wexlib.results import read_tables
 
     home = root()
     plans = config.write_plans(home, config.read(home / "params.yaml"), scale)
     read_tables(home / "tables.yaml", runs=plans)
+    read_claims(home / "claims.yaml", plans)
     print(f"{len(plans)} runs planned at scale {scale}")
 
 

@@ -5,34 +5,25 @@ and standard deviation are over its seeds; its difference is against the table's
 on equal seeds. A verdict takes real data and at least five pairs.
 """
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from wexlib.config import SCALES
 from wexlib.files import root, write_json, write_text
 from wexlib.names import choose
+from wexlib.result_files import EMBEDDED, of_seeds, older_code, read_curves, read_result
+from wexlib.statistics import LEVEL, PAIRS_FOR_VERDICT, holm, paired, roughness
 
 PROTOCOLS = {
     "test_last": "test accuracy at the last epoch",
     "test_best_epoch": "test accuracy at the best epoch on the test set (the thesis's protocol)",
 }
-EMBEDDED = ("digits10", "digits100")
-LEVEL = 0.05
-PAIRS_FOR_INTERVAL, PAIRS_FOR_VERDICT = 3, 5
-MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
-#: The table that stands in the README.
-README_TABLE = "6.2"
 
 _TABLE_KEYS = ("title", "setting", "remark", "curves", "rows")
 _ROW_KEYS = ("row", "run", "thesis", "plain", "ours", "remark")
-
-
-# --- reading --------------------------------------------------------------------------------
 
 
 def read_tables(path: Path, runs: Sequence[str] | Mapping | None = None) -> dict[str, dict]:
@@ -60,85 +51,14 @@ def read_tables(path: Path, runs: Sequence[str] | Mapping | None = None) -> dict
     return tables
 
 
-def read_result(scale: str, run: str, home: Path | None = None) -> dict | None:
-    """A run's result, or None before it ran."""
-    path = (home or root()) / "results" / scale / f"{run}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def read_curves(scale: str, runs: Sequence[str], home: Path | None = None) -> pd.DataFrame:
-    """The curves of those of ``runs`` that ran: a row for each run, seed and epoch."""
-    folder = (home or root()) / "results" / scale / "curves"
-    frames = [
-        pd.read_csv(folder / f"{run}.csv").assign(run=run)
-        for run in runs
-        if (folder / f"{run}.csv").is_file()
-    ]
-    return pd.concat([f for f in frames if len(f)]) if any(map(len, frames)) else pd.DataFrame()
-
-
-def _older_code(result: dict, home: Path) -> str:
-    """A remark where the present code is not that which made the result."""
-    plan = home / "build" / "plan" / result["scale"] / f"{result['run']}.json"
-    if not plan.is_file():
-        return ""
-    if json.loads(plan.read_text(encoding="utf-8"))["code"] == result["config"]["code"]:
-        return ""
-    made = home / "results" / result["scale"] / "provenance" / f"{result['run']}.json"
-    commit = json.loads(made.read_text(encoding="utf-8")).get("commit", "")[:7]
-    return f"made by older code (commit {commit or 'unknown'})"
-
-
-# --- statistics -----------------------------------------------------------------------------
-
-
-def paired(ours: Mapping[int, float], plain: Mapping[int, float]) -> dict:
-    """The mean difference over the seeds that both have, its 95 % t interval, and p.
-
-    With d the n differences: mean d ± t(0.975, n − 1)·sd(d)/√n, and the two-sided p of
-    t = mean d·√n/sd(d). Interval and p are NaN below three pairs; p is also where all d are equal.
-    """
-    from scipy import stats
-
-    differences = [ours[seed] - plain[seed] for seed in ours if seed in plain]
-    n, nan = len(differences), math.nan
-    if not n:
-        return {"difference": nan, "low": nan, "high": nan, "p": nan, "pairs": 0}
-    mean = sum(differences) / n
-    found = {"difference": mean, "low": nan, "high": nan, "p": nan, "pairs": n}
-    if n >= PAIRS_FOR_INTERVAL:
-        error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
-        half = stats.t.ppf(0.975, n - 1) * error
-        found |= {"low": mean - half, "high": mean + half}
-        if error > 0:
-            found["p"] = 2 * stats.t.sf(abs(mean) / error, n - 1)
-    return found
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p: the k-th smallest of m times m − k + 1, never falling, at most 1.
-
-    NaN stays NaN and does not count.
-    """
-    order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
-    adjusted, running = [math.nan] * len(ps), 0.0
-    for k, i in enumerate(order):
-        running = max(running, min(1.0, ps[i] * (len(order) - k)))
-        adjusted[i] = running
-    return adjusted
-
-
-def roughness(curve: Sequence[float]) -> float:
-    """Mean absolute second difference, (1/(n−2))·Σ|y(t−1) − 2y(t) + y(t+1)|; 0 for a line."""
-    steps = [a - 2 * b + c for a, b, c in zip(curve, curve[1:], curve[2:], strict=False)]
-    return sum(map(abs, steps)) / len(steps) if steps else math.nan
-
-
-# --- tables ---------------------------------------------------------------------------------
-
-
-def table(number: str, scale: str, protocol: str = "test_last", home: Path | None = None):
-    """One table as a frame, a row for each of the thesis's and of ours.
+def table(
+    number: str,
+    scale: str,
+    protocol: str = "test_last",
+    home: Path | None = None,
+    seeds: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """One table as a frame, a row for each of the thesis's and of ours; of ``seeds``, if given.
 
     Columns: row, run, data, thesis, mean, sd, n, difference, low, high, p, p_holm, verdict, gap,
     roughness, parameters, status, remark. Accuracies and differences are in percent and percentage
@@ -150,11 +70,15 @@ def table(number: str, scale: str, protocol: str = "test_last", home: Path | Non
     home = home or root()
     tables = read_tables(home / "tables.yaml")
     rows = tables[choose(number, tables, "table")]["rows"]
-    results = {r["run"]: read_result(scale, r["run"], home) for r in rows if "run" in r}
+    results = {
+        row["run"]: of_seeds(read_result(scale, row["run"], home), seeds)
+        for row in rows
+        if "run" in row
+    }
     scores = {
         run: dict(zip(result["seeds"], result[protocol], strict=True))
         for run, result in results.items()
-        if result and protocol in result
+        if result and "not_run" not in result
     }
     plain = next(row["run"] for row in rows if row.get("plain"))
     frame = pd.DataFrame([_row(row, results, scores, plain, home) for row in rows])
@@ -201,12 +125,13 @@ def _row(row: dict, results: dict, scores: dict, plain: str, home: Path) -> dict
         }
         if result["data"]["validation"]:
             pairs = zip(result["train_last"], result["validation_last"], strict=True)
-            curves = read_curves(result["scale"], [run], home).groupby("seed")
+            curves = read_curves(result["scale"], [run], home)
+            curves = curves[curves["seed"].isin(result["seeds"])].groupby("seed")
             rough = curves["validation_accuracy"].agg(lambda curve: roughness(list(curve)))
             found |= {"gap": sum(a - b for a, b in pairs) / len(values), "roughness": rough.mean()}
         if run != plain and plain in scores:
             found |= paired(scores[run], scores[plain])
-        if older := _older_code(result, home):
+        if older := older_code(result, home):
             remarks.append(older)
     elif run:
         found["status"] = f"not run: {result['not_run']}" if result else "not run yet"
@@ -281,17 +206,60 @@ def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
     return pd.DataFrame(shown | {"remark": [row.remark for row in rows]})
 
 
-def _shown(number: str, scale: str, protocol: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+def _shown(
+    number: str, scale: str, protocol: str, seeds: Sequence[int] | None = None, runs: str = ""
+) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """A table's frame, the same for a reader, and its caption."""
-    frame = table(number, scale, protocol)
+    frame = table(number, scale, protocol, seeds=seeds)
+    frame = frame[frame["run"].str.contains(runs)]
     curves = read_tables(root() / "tables.yaml")[number].get("curves", False)
     return frame, readable(frame, curves=curves), caption(number, frame, scale, protocol)
 
 
-def show(number: str, scale: str, protocol: str = "test_last") -> str:
-    """A table with its caption as Markdown."""
-    _, shown, text = _shown(number, scale, protocol)
-    return f"{text}\n\n{shown.to_markdown(index=False, disable_numparse=True)}"
+def show(
+    number: str,
+    scale: str,
+    protocol: str = "test_last",
+    *,
+    seeds: Sequence[int] | None = None,
+    runs: str = "",
+    others: bool = False,
+) -> str:
+    """A table with its caption as Markdown.
+
+    Args:
+        number: as in ``tables.yaml``.
+        scale: whose results are shown.
+        protocol: a key of :data:`PROTOCOLS`.
+        seeds: these seeds only; all unless given.
+        runs: rows whose run matches this regular expression only.
+        others: below it, what the other scales have of the same rows.
+    """
+    _, shown, text = _shown(number, scale, protocol, seeds, runs)
+    if shown.empty:
+        return f"Table {number} has no row whose run matches {runs!r}."
+    text = f"{text}\n\n{shown.to_markdown(index=False, disable_numparse=True)}"
+    return text + _beside(number, scale, protocol, seeds, runs) if others else text
+
+
+def _beside(number: str, scale: str, protocol: str, seeds: Sequence[int] | None, runs: str) -> str:
+    """A table's rows at every other scale that has results of them, as Markdown; else nothing."""
+    columns, names = {}, []
+    for other in SCALES:
+        frame, shown, _ = _shown(number, other, protocol, seeds, runs)
+        if other == scale or not frame["n"].any():
+            continue
+        data = sorted(set(frame.loc[frame["n"] > 0, "data"]))
+        names.append(f"{other}, on {' and '.join(data)}")
+        columns |= {f"{other}: {key}": shown[key] for key in ("ours (%)", "n", "difference")}
+        rows = shown["row"]
+    if not columns:
+        return ""
+    together = pd.DataFrame({"row": rows} | columns)
+    return (
+        f"\n\nTable {number} at other scales: {'; '.join(names)}.\n\n"
+        f"{together.to_markdown(index=False, disable_numparse=True)}"
+    )
 
 
 def write_tables(scale: str) -> list[str]:
@@ -349,42 +317,3 @@ def write_summary(scale: str) -> dict:
             summary[run] = round(sum(result["test_last"]) / len(result["test_last"]), 2)
     write_json(root() / "results" / scale / "summary.json", summary)
     return summary
-
-
-# --- the README's table ---------------------------------------------------------------------
-
-
-def readme_block(scale: str) -> str:
-    """Table 6.2 at ``scale``, as the README shows it between its markers."""
-    return show(README_TABLE, scale)
-
-
-def with_block(text: str, block: str) -> str:
-    """``text`` with ``block`` between the markers.
-
-    Raises:
-        ValueError: the markers are not there once each, in order.
-    """
-    begin, end = MARKERS
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"README.md: expected {begin} and then {end} once each: put them back")
-    head, rest = text.split(begin)
-    return f"{head}{begin}\n{block}\n{end}{rest.split(end)[1]}"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the README's results table from data.")
-    parser.add_argument("command", choices=["readme"])
-    parser.add_argument("--scale", default="cpu")
-    scale = parser.parse_args().scale
-    path = root() / "README.md"
-    try:
-        write_text(path, with_block(path.read_text(encoding="utf-8"), readme_block(scale)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -39,6 +39,63 @@ class Source:
     flip: bool
 
 
+def from_arrays(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    class_names: list[str],
+    *,
+    about: str = "",
+    origin: str = "",
+    pad: int = 0,
+    flip: bool = False,
+) -> Source:
+    """A source of images (N, C, H, W) uint8 and labels (N,) that are already arrays.
+
+    It is normalized by the mean and the standard deviation of its training images. Under a name in
+    :data:`DATASETS` it is a dataset like the others: ``DATASETS["mine"] = lambda seed: source``.
+
+    Raises:
+        ValueError: arrays of another kind or shape, or a label that names no class.
+    """
+    for split, (images, labels) in (("train", train), ("test", test)):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != train[0].shape[1:]:
+            raise ValueError(
+                f"{split} images are {images.dtype} {images.shape}: expected uint8 (N, C, H, W), "
+                "of one shape for train and test"
+            )
+        if labels.shape != (len(images),) or not np.isin(labels, range(len(class_names))).all():
+            raise ValueError(
+                f"{split} labels do not fit: expected {len(images)} whole numbers from 0 to "
+                f"{len(class_names) - 1}, one an image"
+            )
+    mean, sd = moments(train[0])
+    return Source(
+        *((images, labels.astype(np.int64)) for images, labels in (train, test)),
+        about=about,
+        origin=origin,
+        class_names=list(class_names),
+        mean=[round(x, 4) for x in mean],
+        sd=[round(x, 4) for x in sd],
+        pad=pad,
+        flip=flip,
+    )
+
+
+def moments(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of (N, C, H, W) pixels, scaled to [0, 1].
+
+    Counted by value, so that they are the same to the last digit everywhere.
+    """
+    values = np.arange(256)
+    mean, sd = [], []
+    for channel in images.swapaxes(0, 1):
+        counts = np.bincount(channel.ravel(), minlength=256)
+        first, second = (int(counts @ values**k) / channel.size for k in (1, 2))
+        mean.append(first / 255)
+        sd.append((second - first**2) ** 0.5 / 255)
+    return mean, sd
+
+
 # --- draws ------------------------------------------------------------------------------------
 
 
@@ -69,7 +126,7 @@ def stratified(labels: np.ndarray, count: int, seed: int, purpose: str) -> np.nd
 # --- digits, which come with scikit-learn ------------------------------------------------------
 
 
-def _scans(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def digit_scans(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The 1,797 scans, 8×8 with values 0 to 16, cut into 6 parts for train and 4 for test."""
     from sklearn.datasets import load_digits
 
@@ -82,25 +139,13 @@ def _scans(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _digits(about: str, class_names: list[str], train: tuple, test: tuple) -> Source:
     """Grey images (N, 16, 16) as three equal channels."""
-    (grey, labels), (grey_test, labels_test) = train, test
-    pixels = grey.astype(np.int64)  # whole sums: the same to the last digit everywhere
-    mean = pixels.sum() / pixels.size
-    sd = ((pixels**2).sum() / pixels.size - mean**2) ** 0.5
-    return Source(
-        train=(np.repeat(grey[:, None], 3, axis=1), labels),
-        test=(np.repeat(grey_test[:, None], 3, axis=1), labels_test),
-        about=about,
-        origin="scikit-learn's load_digits: Optical Recognition of Handwritten Digits, UCI",
-        class_names=class_names,
-        mean=[round(mean / 255, 4)] * 3,
-        sd=[round(sd / 255, 4)] * 3,
-        pad=2,
-        flip=False,
-    )
+    splits = [(np.repeat(grey[:, None], 3, axis=1), labels) for grey, labels in (train, test)]
+    origin = "scikit-learn's load_digits: Optical Recognition of Handwritten Digits, UCI"
+    return from_arrays(*splits, class_names, about=about, origin=origin, pad=2)
 
 
 def _digits10(seed: int) -> Source:
-    scans = _scans(seed)
+    scans = digit_scans(seed)
     splits = [
         ((images * 15).repeat(2, axis=1).repeat(2, axis=2), labels)
         for images, labels in scans.values()
@@ -119,7 +164,9 @@ NOISE = 32
 
 
 def _digits100(seed: int) -> Source:
-    splits = [_pairs(*scans, PAIRS[split], seed, split) for split, scans in _scans(seed).items()]
+    splits = [
+        _pairs(*scans, PAIRS[split], seed, split) for split, scans in digit_scans(seed).items()
+    ]
     about = (
         "The hundred two-digit numbers, each of two real scans of handwritten digits side by "
         "side at random heights, with noise; train and test are composed of different scans."
