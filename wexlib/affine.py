@@ -9,6 +9,8 @@ Every function here hands W on beside its statistic, so that in the backward pas
 arrives in one tensor, to which the statistic adds its share in place.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -17,6 +19,10 @@ from torch.nn import functional as F
 #: Below this the largest magnitude counts as this: an all-zero weight then divides by no zero, and
 #: keeps the gradient that it has in the limit.
 SMALLEST = 2.0**-100
+
+#: Filters for which what lies between two passes is in memory at once: fresh memory costs more than
+#: the arithmetic.
+AT_A_TIME = 128
 
 
 class Affine:
@@ -151,8 +157,7 @@ def _deviation(weight: Tensor, mean: Tensor) -> Tensor:
         weight.amax(axes, keepdim=True) - mean, mean - weight.amin(axes, keepdim=True)
     )
     unit = torch.exp2(torch.ceil(torch.log2(unit.clamp(min=SMALLEST))))
-    # A few filters at a time: the centred weights then need little memory of their own.
-    parts = zip(*(t.split(128) for t in (-mean / unit, weight, 1 / unit)), strict=True)
+    parts = zip(*(t.split(AT_A_TIME) for t in (-mean / unit, weight, 1 / unit)), strict=True)
     norms = [torch.linalg.vector_norm(torch.addcmul(*part), dim=axes) for part in parts]
     return torch.cat(norms)[:, None] * unit.flatten(1) / (weight[0].numel() - 1) ** 0.5
 
@@ -193,8 +198,15 @@ class _MaxSpace(Function):
     def forward(weight: Tensor):
         # Torch finds a maximum's place fastest by pooling with the channels innermost.
         kernels = weight if weight.dim() == 4 else weight.flatten(2).unsqueeze(3)
-        kernels = kernels.contiguous(memory_format=torch.channels_last)
-        maximum, place = F.max_pool2d(kernels, kernels.shape[2:], return_indices=True)
+        parts = [
+            F.max_pool2d(
+                part.contiguous(memory_format=torch.channels_last),
+                kernels.shape[2:],
+                return_indices=True,
+            )
+            for part in kernels.split(AT_A_TIME)
+        ]
+        maximum, place = (torch.cat(values) for values in zip(*parts, strict=True))
         return weight.view_as(weight), maximum[..., 0, 0], place[..., 0]
 
     @staticmethod
@@ -210,11 +222,16 @@ class _MaxSpace(Function):
 
 
 class _PoolChannels(Function):
-    """x -> x, and over axis 1 its maximum, the first of equal ones, and its mean (N, 1, *space)."""
+    """x -> x, and over axis 1 its maximum, one of equal ones, and its mean: (N, 1, *space)."""
 
     @staticmethod
     def forward(x: Tensor):
-        maximum, place = x.max(1, keepdim=True)
+        # Torch finds a maximum much faster than its place, so the place is looked for in the
+        # remainder class that holds it.
+        classes = x.unflatten(1, (math.gcd(x.shape[1], 16), -1))
+        maximum, remainder = classes.amax(1).max(1, keepdim=True)
+        of_class = remainder[:, None].expand(-1, classes.shape[1], *[-1] * (x.dim() - 1))
+        place = classes.gather(2, of_class).argmax(1) * classes.shape[2] + remainder
         return x.view_as(x), maximum, x.mean(1, keepdim=True), place
 
     @staticmethod
@@ -277,7 +294,7 @@ class _Dense(Function):
         d_scale = _sum_as(product, scale)
         if _traced():
             return gradient * _space(scale, weight), d_scale, d_shift
-        # Fresh memory costs more than the arithmetic: the product's is used again.
+        # The product's memory is used again, rather than fresh memory.
         return torch.mul(gradient, _space(scale, weight), out=product), d_scale, d_shift
 
 
