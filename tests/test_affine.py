@@ -1,0 +1,88 @@
+"""Passes over a weight: what they find, and that they leave alone what is not theirs."""
+
+import pytest
+import torch
+
+from wexlib import CBAM, SE, Location, Magnitude, Standardize
+from wexlib.affine import Affine, largest, pool_channels
+from wexlib.recipe import chain
+
+CHAINS = [
+    [Standardize()],
+    [Standardize(), Location(SE())],
+    [Standardize(), Location(CBAM("leaky_relu"), skips=True)],
+    [Standardize(), Location(CBAM()), Magnitude()],
+    [Location(CBAM())],
+    [Magnitude()],
+]
+SHAPES = [(8, 32, 3, 3), (4, 3, 7, 7), (5, 20, 2), (3, 48, 2, 3, 2), (6, 17, 1, 3), (300, 16, 3, 3)]
+
+
+def weights(shape):
+    """A weight in each memory format that its rank has."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    yield weight
+    if len(shape) == 4:
+        yield weight.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_maxima_and_their_gradients_go_to_their_places(shape):
+    for weight in weights(shape):
+        weight.requires_grad_()
+        maximum = Affine(weight).max_space()
+        expected, place = weight.flatten(2).max(2)
+        assert torch.equal(maximum, expected)
+        (gradient,) = torch.autograd.grad(maximum.sum(), weight)
+        wanted = torch.zeros(weight.flatten(2).shape).scatter(2, place[..., None], 1.0)
+        assert torch.equal(gradient.flatten(2), wanted)
+
+        x, pooled = pool_channels(weight)
+        expected, place = weight.max(1, keepdim=True)
+        assert torch.equal(x, weight) and torch.equal(pooled[:, :1], expected)
+        torch.testing.assert_close(pooled[:, 1:], weight.mean(1, keepdim=True))
+        (gradient,) = torch.autograd.grad(pooled[:, :1].sum(), weight)
+        assert torch.equal(gradient, torch.zeros(shape).scatter(1, place, 1.0))
+
+        _, m = largest(weight, 0.5)
+        assert m == 1.5 * weight.abs().max()
+        (gradient,) = torch.autograd.grad(m, weight)
+        wanted = torch.where(weight.abs() == weight.abs().max(), 1.5 * weight.sign(), 0)
+        assert torch.equal(gradient, wanted)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e19, 1e30])
+def test_standardized_weights_of_any_size(scale):
+    """Where 1e-5 does not count the result is free of scale: squares must not leave float32."""
+    weight = torch.randn(4, 32, 3, 3, generator=torch.Generator().manual_seed(1))
+    double = weight.double() * scale
+    axes = (1, 2, 3)
+    wanted = (double - double.mean(axes, keepdim=True)) / (double.std(axes, keepdim=True) + 1e-5)
+    out = Standardize().build(weight)(weight * scale)
+    torch.testing.assert_close(out, wanted.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
+def test_what_is_handed_in_stays_as_it_was(recipe):
+    """Statistics add to the weight's gradient in place: never to one that somebody else holds."""
+    weight = torch.randn(8, 32, 3, 3).requires_grad_()
+    module = chain(recipe).build(weight)
+    before = weight.detach().clone()
+    out = module(weight)
+    gradient = torch.randn_like(out)
+    kept = gradient.clone()
+    inputs = [weight, *module.parameters()]
+    first = torch.autograd.grad(out, inputs, gradient, retain_graph=True)
+    copies = [g.clone() for g in first]
+    second = torch.autograd.grad(out, inputs, gradient)
+    assert torch.equal(weight, before) and torch.equal(gradient, kept)
+    for one, copy, two in zip(first, copies, second, strict=True):
+        assert torch.equal(one, copy) and torch.equal(one, two)
+
+
+def test_expanded_gradients():
+    """The gradient of a sum is one number seen many times: it cannot be written to."""
+    for recipe in CHAINS:
+        weight = torch.randn(8, 32, 3, 3).requires_grad_()
+        chain(recipe).build(weight)(weight).sum().backward()
+        assert weight.grad.isfinite().all()
