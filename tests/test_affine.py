@@ -53,7 +53,7 @@ def test_maxima_and_their_gradients_go_to_their_places(shape):
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e19, 1e30])
 def test_standardized_weights_of_any_size(scale):
-    """Where 1e-5 does not count the result is free of scale: squares must not leave float32."""
+    """Against float64; the squares of large weights leave float32."""
     weight = torch.randn(4, 32, 3, 3, generator=torch.Generator().manual_seed(1))
     double = weight.double() * scale
     axes = (1, 2, 3)

@@ -1,9 +1,9 @@
 """Weights that are a scale and a shift away from the stored one: x = W ⊙ scale + shift.
 
-Standardization and a gate for each channel have this form, with one scale and one shift a kernel,
-and what they look at follows from W's own: the mean of a kernel commutes with the map, and so does
-its maximum, the scale being positive. So a chain of excitations reads W once for each statistic and
-once for the result, and no step in between is written to memory.
+A standardized weight has this form, with a number for each filter, and what attention looks at
+follows from W's own: the mean of a kernel commutes with the map, and so does its maximum, the scale
+being positive. So a chain of excitations reads W once for each statistic and once for the result,
+and no step in between is written to memory.
 
 Every function here hands W on beside its statistic, so that in the backward pass the gradient
 arrives in one tensor, to which the statistic adds its share in place.
@@ -30,7 +30,7 @@ class Affine:
 
     Args:
         weight: W.
-        scale, shift: (N, C) or (N, 1), or None for 1 and 0.
+        scale, shift: a number for each filter, (N, 1), or None for 1 and 0; scale is above 0.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None):
@@ -52,24 +52,23 @@ class Affine:
 
     def mean_space(self) -> Tensor:
         """The mean of every kernel: (N, C)."""
-        if self.weight[0, 0].numel() == 1:
+        if self.shape[2:].numel() == 1:
             return self._map(self.weight.flatten(1))
         if self._mean is None:
-            self.weight, self._mean, _ = _Moments.apply(self.weight, False)
+            self.weight, self._mean = _MeanSpace.apply(self.weight)
         return self._map(self._mean)
 
     def max_space(self) -> Tensor:
-        """The maximum of every kernel, for a positive scale: (N, C)."""
-        if self.weight[0, 0].numel() == 1:
+        """The maximum of every kernel: (N, C)."""
+        if self.shape[2:].numel() == 1:
             return self._map(self.weight.flatten(1))
         self.weight, maximum, _ = _MaxSpace.apply(self.weight)
         return self._map(maximum)
 
     def standardized(self) -> "Affine":
         """(x − mean) / (std + 1e-5) of every filter, std unbiased."""
-        weight, mean, std = _Moments.apply(self.dense(), True)
-        scale = 1 / (std + 1e-5)
-        result = Affine(weight, scale, -mean.mean(1, keepdim=True) * scale)
+        weight, mean, _, scale, shift = _Standardize.apply(self.dense())
+        result = Affine(weight, scale, shift)
         result._mean = mean
         return result
 
@@ -77,14 +76,12 @@ class Affine:
         """x, computed."""
         if self.scale is None:
             return self.weight
-        return _Dense.apply(self.weight, self.scale, self.shift)
+        return _Dense.apply(self.weight, self.scale, self.shift, None)
 
     def times(self, gate: Tensor) -> Tensor:
         """x ⊙ gate, a number for each kernel, (N, C, 1, …), or one for all."""
-        gate = gate.flatten(1) if gate.dim() else gate.expand(len(self.weight), 1)
-        if self.scale is None:
-            return _Dense.apply(self.weight, gate, None)
-        return _Dense.apply(self.weight, self.scale * gate, self.shift * gate)
+        gate = gate.flatten(1) if gate.dim() else gate.expand(self.shape[:2])
+        return _Dense.apply(self.weight, self.scale, self.shift, gate)
 
     def blend(self, multiplier: Tensor, strength: Tensor) -> Tensor:
         """x ⊙ multiplier for ``strength`` 1, x for 0, both to the last bit."""
@@ -97,6 +94,11 @@ def pool_channels(x: Tensor) -> tuple[Tensor, Tensor]:
     """(N, C, *space) -> x itself, and (N, 2, *space): the maximum over axis 1, then its mean."""
     x, maximum, mean, _ = _PoolChannels.apply(x)
     return x, torch.cat([maximum, mean], 1)
+
+
+def add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y ⊙ gate, a gate for each place: (N, 1, *space)."""
+    return _Add.apply(x, y, gate)
 
 
 def largest(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -127,7 +129,7 @@ def _traced() -> bool:
 
 def _space(small: Tensor, like: Tensor) -> Tensor:
     """(N, C) -> (N, C, 1, …)."""
-    return small.reshape(*small.shape, *[1] * (like.dim() - 2))
+    return small.view(small.shape + (1,) * (like.dim() - 2))
 
 
 def _sum_space(x: Tensor) -> Tensor:
@@ -149,46 +151,55 @@ def _sum_as(x: Tensor, small: Tensor) -> Tensor:
     return x.sum(tuple(range(1, x.dim())))[:, None]
 
 
-def _deviation(weight: Tensor, mean: Tensor) -> Tensor:
-    """The unbiased standard deviation of every filter, (N, 1), from its mean, (N, 1)."""
-    axes, mean = tuple(range(1, weight.dim())), _space(mean, weight)
-    # Squares of weights beyond 1e19 leave float32: they are summed in units of the largest.
-    unit = torch.maximum(
-        weight.amax(axes, keepdim=True) - mean, mean - weight.amin(axes, keepdim=True)
-    )
-    unit = torch.exp2(torch.ceil(torch.log2(unit.clamp(min=SMALLEST))))
-    parts = zip(*(t.split(AT_A_TIME) for t in (-mean / unit, weight, 1 / unit)), strict=True)
-    norms = [torch.linalg.vector_norm(torch.addcmul(*part), dim=axes) for part in parts]
-    return torch.cat(norms)[:, None] * unit.flatten(1) / (weight[0].numel() - 1) ** 0.5
-
-
-class _Moments(Function):
-    """W -> W, the mean of every kernel (N, C), the unbiased deviation of every filter (N, 1)."""
+class _MeanSpace(Function):
+    """W -> W, the mean of every kernel (N, C)."""
 
     @staticmethod
-    def forward(weight: Tensor, deviation: bool):
-        mean, std = _sum_space(weight) / weight[0, 0].numel(), None
-        if deviation:
-            std = _deviation(weight, mean.mean(1, keepdim=True))
-        return weight.view_as(weight), mean, std
+    def forward(weight: Tensor):
+        return weight.view_as(weight), _sum_space(weight) / weight.shape[2:].numel()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, mean, std = output
-        ctx.save_for_backward(inputs[0], mean, std)
+        pass
 
     @staticmethod
-    def backward(ctx, gradient, d_mean, d_std):
-        weight, mean, std = ctx.saved_tensors
-        gradient = _own(gradient)
-        shift = d_mean / weight[0, 0].numel()
-        if std is not None:
-            # A constant filter has no direction in which its deviation grows.
-            scale = torch.where(std > 0, d_std / std.clamp(min=SMALLEST), 0)
-            scale = scale / (weight[0].numel() - 1)
-            gradient.addcmul_(weight, _space(scale, weight))
-            shift = shift - mean.mean(1, keepdim=True) * scale
-        return gradient.add_(_space(shift, weight)), None
+    def backward(ctx, gradient, d_mean):
+        return _own(gradient).add_(_space(d_mean / gradient.shape[2:].numel(), gradient))
+
+
+class _Standardize(Function):
+    """W -> W, the mean of every kernel (N, C), and of every filter, with mean μ, each (N, 1): the
+    unbiased deviation std, scale = 1 / (std + 1e-5), shift = −μ·scale."""
+
+    @staticmethod
+    def forward(weight: Tensor):
+        mean, axes = _sum_space(weight) / weight.shape[2:].numel(), tuple(range(1, weight.dim()))
+        centre = mean.mean(1, keepdim=True)
+        # Squares of weights beyond 1e17 leave float32: they are summed in units of the largest.
+        largest = torch.maximum(weight.amax(axes), -weight.amin(axes)).clamp(min=1)[:, None]
+        unit = 1 / largest
+        operands = [_space(-centre * unit, weight), weight, _space(unit, weight)]
+        # A few filters at a time, so that the centred weights need little memory of their own.
+        parts = zip(*(operand.split(AT_A_TIME) for operand in operands), strict=True)
+        norms = [torch.linalg.vector_norm(torch.addcmul(*part), dim=axes) for part in parts]
+        std = torch.cat(norms)[:, None] * largest / (weight.shape[1:].numel() - 1) ** 0.5
+        scale = 1 / (std + 1e-5)
+        return weight.view_as(weight), mean, std, scale, -centre * scale
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0], *output[1:4])
+
+    @staticmethod
+    def backward(ctx, gradient, d_mean, d_std, d_scale, d_shift):
+        weight, mean, std, scale = ctx.saved_tensors
+        n, centre = weight.shape[1:].numel(), mean.mean(1, keepdim=True)
+        d_std = d_std - scale * scale * (d_scale - centre * d_shift)
+        # A constant filter has no direction in which its deviation grows.
+        factor = torch.where(std > 0, d_std / std.clamp(min=SMALLEST), 0) / (n - 1)
+        rest = d_mean / weight.shape[2:].numel() - (scale * d_shift / n + centre * factor)
+        gradient = _own(gradient).addcmul_(weight, _space(factor, weight))
+        return gradient.add_(_space(rest, weight))
 
 
 class _MaxSpace(Function):
@@ -271,31 +282,65 @@ class _Largest(Function):
 
 
 class _Dense(Function):
-    """W ⊙ scale + shift."""
+    """(W ⊙ scale + shift) ⊙ gate; scale and shift (N, 1), or both None for 1 and 0; gate (N, C) or
+    None for 1."""
 
     @staticmethod
-    def forward(weight: Tensor, scale: Tensor, shift: Tensor | None):
-        if shift is None:
-            return weight * _space(scale, weight)
+    def forward(
+        weight: Tensor, scale: Tensor | None, shift: Tensor | None, gate: Tensor | None
+    ) -> Tensor:
         result = torch.empty_like(weight)  # in its memory format, which no other operand knows
-        return torch.addcmul(_space(shift, weight), weight, _space(scale, weight), out=result)
+        if scale is None:
+            return torch.mul(weight, _space(gate, weight), out=result)
+        if gate is not None:
+            scale, shift = scale * gate, shift * gate
+        scale, shift = _space(scale, weight), _space(shift, weight)
+        return torch.addcmul(shift, weight, scale, out=result)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        weight, scale, shift = inputs
-        ctx.save_for_backward(weight, scale)
-        ctx.shifted = shift is not None
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, gradient):
-        weight, scale = ctx.saved_tensors
-        d_shift = _sum_as(gradient, scale) if ctx.shifted else None
+        weight, scale, shift, gate = ctx.saved_tensors
         product = gradient * weight
-        d_scale = _sum_as(product, scale)
+        d_scale, d_shift, d_gate = _sum_as(product, scale if gate is None else gate), None, None
+        if scale is None:
+            slope, d_scale, d_gate = gate, None, d_scale
+        else:
+            slope = scale if gate is None else scale * gate
+            d_shift = _sum_as(gradient, slope)
+            if gate is not None:
+                d_gate = torch.addcmul(d_scale * scale, d_shift, shift)
+                d_scale = (d_scale * gate).sum(1, keepdim=True)
+                d_shift = (d_shift * gate).sum(1, keepdim=True)
+        slope = _space(slope, weight)
         if _traced():
-            return gradient * _space(scale, weight), d_scale, d_shift
+            return gradient * slope, d_scale, d_shift, d_gate
         # The product's memory is used again, rather than fresh memory.
-        return torch.mul(gradient, _space(scale, weight), out=product), d_scale, d_shift
+        return torch.mul(gradient, slope, out=product), d_scale, d_shift, d_gate
+
+
+class _Add(Function):
+    """x, y, gate -> x + y ⊙ gate, a gate for each place: (N, 1, *space)."""
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        return torch.addcmul(x, y, gate)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        y, gate = ctx.saved_tensors
+        product = gradient * y
+        d_gate = product.sum(1, keepdim=True)
+        if _traced():
+            return gradient, gradient * gate, d_gate
+        return gradient, torch.mul(gradient, gate, out=product), d_gate
 
 
 class _Artanh(Function):

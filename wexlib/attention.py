@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wexlib.activations import ACTIVATIONS, RANGES
-from wexlib.affine import Affine, pool_channels
+from wexlib.affine import Affine, add, pool_channels
 from wexlib.names import choose
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -283,7 +283,8 @@ class CBAM(Attention):
         x1, pooled = pool_channels(x.times(1 + a if skips else a))
         b = ACTIVATIONS[self.gate](run(nets.spatial, pooled))
         rest = 1 + 2 * a if skips else a.new_zeros(())
-        return torch.addcmul(x.times(torch.lerp(a.new_ones(()), rest, strength)), x1, b * strength)
+        rest = torch.lerp(a.new_ones(()), rest, strength)
+        return add(x.times(rest), x1, b * strength)
 
     def combine(self, maps, *, skips=False):
         a, b = maps
