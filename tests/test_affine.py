@@ -5,7 +5,8 @@ import torch
 
 from wexlib import CBAM, SE, Location, Magnitude, Standardize
 from wexlib.affine import Affine, largest, pool_channels
-from wexlib.recipe import chain
+from wexlib.attention import like
+from wexlib.recipe import Excitation, chain
 
 CHAINS = [
     [Standardize()],
@@ -86,3 +87,76 @@ def test_expanded_gradients():
         weight = torch.randn(8, 32, 3, 3).requires_grad_()
         chain(recipe).build(weight)(weight).sum().backward()
         assert weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 3.3, 100.7, 1e4, 1e30])
+@pytest.mark.parametrize("shape", [(4, 32, 3, 3), (4, 17, 1, 3), (3, 64, 1, 1)])
+def test_constant_filters_become_zeros(value, shape):
+    for weight in weights(shape):
+        weight = torch.full_like(weight, value)
+        for recipe in CHAINS[:2]:
+            out = chain(recipe).build(weight)(weight)
+            assert torch.equal(out, torch.zeros(shape))
+
+
+class Shifted(Excitation):
+    """x + 2a + its kernels' means: its backward pass hands gradients on as they come."""
+
+    def __init__(self, a, mean_first):
+        super().__init__()
+        self.a, self.mean_first = torch.nn.Parameter(a), mean_first
+
+    def compute(self, x):
+        mean = x.mean_space() if self.mean_first else None
+        y = x.dense() + 2 * self.a
+        return Affine(y + like(x.mean_space() if mean is None else mean, x))
+
+
+@pytest.mark.parametrize("mean_first", [False, True])
+def test_an_excitation_of_one_s_own_gets_its_own_gradients(mean_first):
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    module = Shifted(torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64), mean_first)
+    out = module(weight)
+    wanted = weight + 2 * module.a + weight.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(out, wanted)
+    inputs = (weight, module.a)
+    upstream = torch.randn_like(out)
+    kept = upstream.clone()
+    found = torch.autograd.grad(out, inputs, upstream)
+    for gradient, expected in zip(found, torch.autograd.grad(wanted, inputs, kept), strict=True):
+        torch.testing.assert_close(gradient, expected)
+    assert torch.equal(upstream, kept)
+
+
+class HalfCBAM(CBAM):
+    def combine(self, maps, *, skips=False):
+        return 0.5 * super().combine(maps, skips=skips)
+
+
+class PeakSE(SE):
+    def maps(self, nets, x, *, skips=False):
+        return (torch.sigmoid(x.amax((2, 3), keepdim=True)),)
+
+
+@pytest.mark.parametrize("attention", [HalfCBAM(), PeakSE()])
+def test_an_attention_that_is_derived_is_what_it_says(attention):
+    weight = torch.randn(4, 32, 3, 3)
+    module = Location(attention).build(weight)
+    torch.testing.assert_close(module(weight), weight * module.multiplier(weight))
+
+
+@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
+def test_gradients_of_every_image_by_vmap(recipe):
+    """Functional transforms see through an excitation: images' gradients sum to the batch's."""
+    layer = torch.nn.Conv2d(16, 4, 3, dtype=torch.float64)
+    module = chain(recipe).build(layer.weight)
+    images = torch.randn(5, 16, 6, 6, dtype=torch.float64)
+
+    def loss(weight, image):
+        return torch.nn.functional.conv2d(image[None], module(weight)).square().sum()
+
+    weight = layer.weight.detach()
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, images)
+    whole = torch.func.grad(lambda w: sum(loss(w, image) for image in images))(weight)
+    torch.testing.assert_close(each.sum(0), whole)

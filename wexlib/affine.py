@@ -1,15 +1,17 @@
-"""Weights that are a scale and a shift away from the stored one: x = W ⊙ scale + shift.
+"""Weights that are a centre and a scale away from the stored one: x = (W − centre) ⊙ scale.
 
 A standardized weight has this form, with a number for each filter, and what attention looks at
 follows from W's own: the mean of a kernel commutes with the map, and so does its maximum, the scale
 being positive. So a chain of excitations reads W once for each statistic and once for the result,
 and no step in between is written to memory.
 
-Every function here hands W on beside its statistic, so that in the backward pass the gradient
-arrives in one tensor, to which the statistic adds its share in place.
+A statistic is found by a function that hands W on beside it, so that in the backward pass the
+gradient arrives in one tensor, to which the statistic adds its share in place. That tensor has to
+be nobody else's, so a W that was handed on leaves this module through :meth:`Affine.dense` only.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,22 +22,23 @@ from torch.nn import functional as F
 #: keeps the gradient that it has in the limit.
 SMALLEST = 2.0**-100
 
-#: Filters for which what lies between two passes is in memory at once: fresh memory costs more than
-#: the arithmetic.
+#: On a CPU, filters for which what lies between two passes is in memory at once: fresh memory costs
+#: more than the arithmetic.
 AT_A_TIME = 128
 
 
 class Affine:
-    """x = weight ⊙ scale + shift, of a weight's shape (N, C, *space).
+    """x = (weight − centre) ⊙ scale, of a weight's shape (N, C, *space).
 
     Args:
         weight: W.
-        scale, shift: a number for each filter, (N, 1), or None for 1 and 0; scale is above 0.
+        centre, scale: a number for each filter, (N, 1), or None for 0 and 1; scale is above 0.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor | None = None, shift: Tensor | None = None):
-        self.weight, self.scale, self.shift = weight, scale, shift
+    def __init__(self, weight: Tensor, centre: Tensor | None = None, scale: Tensor | None = None):
+        self.weight, self.centre, self.scale = weight, centre, scale
         self._mean: Tensor | None = None
+        self._handed_on = False
 
     @property
     def shape(self) -> torch.Size:
@@ -46,9 +49,7 @@ class Affine:
         return self.weight.dtype
 
     def _map(self, pooled: Tensor) -> Tensor:
-        if self.scale is None:
-            return pooled
-        return torch.addcmul(self.shift, pooled, self.scale)
+        return pooled if self.scale is None else (pooled - self.centre) * self.scale
 
     def mean_space(self) -> Tensor:
         """The mean of every kernel: (N, C)."""
@@ -56,6 +57,7 @@ class Affine:
             return self._map(self.weight.flatten(1))
         if self._mean is None:
             self.weight, self._mean = _MeanSpace.apply(self.weight)
+            self._handed_on = True
         return self._map(self._mean)
 
     def max_space(self) -> Tensor:
@@ -63,25 +65,26 @@ class Affine:
         if self.shape[2:].numel() == 1:
             return self._map(self.weight.flatten(1))
         self.weight, maximum, _ = _MaxSpace.apply(self.weight)
+        self._handed_on = True
         return self._map(maximum)
 
     def standardized(self) -> "Affine":
         """(x − mean) / (std + 1e-5) of every filter, std unbiased."""
-        weight, mean, _, scale, shift = _Standardize.apply(self.dense())
-        result = Affine(weight, scale, shift)
+        weight, mean, centre, _, scale = _Standardize.apply(self.dense())
+        result = Affine(weight, centre, scale)
         result._mean = mean
         return result
 
     def dense(self) -> Tensor:
         """x, computed."""
-        if self.scale is None:
-            return self.weight
-        return _Dense.apply(self.weight, self.scale, self.shift, None)
+        if self.scale is not None:
+            return _Dense.apply(self.weight, self.centre, self.scale, None)
+        return _Apart.apply(self.weight) if self._handed_on else self.weight
 
     def times(self, gate: Tensor) -> Tensor:
         """x ⊙ gate, a number for each kernel, (N, C, 1, …), or one for all."""
         gate = gate.flatten(1) if gate.dim() else gate.expand(self.shape[:2])
-        return _Dense.apply(self.weight, self.scale, self.shift, gate)
+        return _Dense.apply(self.weight, self.centre, self.scale, gate)
 
     def blend(self, multiplier: Tensor, strength: Tensor) -> Tensor:
         """x ⊙ multiplier for ``strength`` 1, x for 0, both to the last bit."""
@@ -118,13 +121,32 @@ def artanh(x: Tensor, m: Tensor, strength: Tensor) -> Tensor:
 # --- Passes over a weight ------------------------------------------------------------------------
 
 
-def _own(gradient: Tensor) -> Tensor:
-    """A gradient that may be added to in place: it is ours alone, unless it is differentiated."""
-    return gradient.clone() if _traced() else gradient
+class _Pass(Function):
+    """A function of a weight; under ``vmap`` it is run as it is written."""
+
+    generate_vmap_rule = True
 
 
 def _traced() -> bool:
-    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+    """Whether every step has to be a new tensor: it is differentiated again, traced or mapped."""
+    return (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _own(gradient: Tensor) -> Tensor:
+    """A handed-on weight's gradient, to be added to in place."""
+    return gradient.clone() if _traced() else gradient
+
+
+def _runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few filters of each tensor at a time."""
+    filters = len(tensors[0])
+    if tensors[0].device.type == "cpu" and not _traced():
+        filters = min(filters, AT_A_TIME)
+    return zip(*(tensor.split(filters) for tensor in tensors), strict=True)
 
 
 def _space(small: Tensor, like: Tensor) -> Tensor:
@@ -151,7 +173,7 @@ def _sum_as(x: Tensor, small: Tensor) -> Tensor:
     return x.sum(tuple(range(1, x.dim())))[:, None]
 
 
-class _MeanSpace(Function):
+class _MeanSpace(_Pass):
     """W -> W, the mean of every kernel (N, C)."""
 
     @staticmethod
@@ -167,9 +189,25 @@ class _MeanSpace(Function):
         return _own(gradient).add_(_space(d_mean / gradient.shape[2:].numel(), gradient))
 
 
-class _Standardize(Function):
-    """W -> W, the mean of every kernel (N, C), and of every filter, with mean μ, each (N, 1): the
-    unbiased deviation std, scale = 1 / (std + 1e-5), shift = −μ·scale."""
+class _Apart(_Pass):
+    """W -> W, with a gradient of its own."""
+
+    @staticmethod
+    def forward(weight: Tensor):
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.clone()
+
+
+class _Standardize(_Pass):
+    """W -> W, the mean of every kernel (N, C), and of every filter, each (N, 1): the mean, called
+    centre, the unbiased deviation std, and scale = 1 / (std + 1e-5)."""
 
     @staticmethod
     def forward(weight: Tensor):
@@ -177,32 +215,37 @@ class _Standardize(Function):
         centre = mean.mean(1, keepdim=True)
         # Squares of weights beyond 1e17 leave float32: they are summed in units of the largest.
         largest = torch.maximum(weight.amax(axes), -weight.amin(axes)).clamp(min=1)[:, None]
+        largest = torch.exp2(torch.log2(largest).ceil())  # a power of two, which rounds nothing
         unit = 1 / largest
-        operands = [_space(-centre * unit, weight), weight, _space(unit, weight)]
-        # A few filters at a time, so that the centred weights need little memory of their own.
-        parts = zip(*(operand.split(AT_A_TIME) for operand in operands), strict=True)
-        norms = [torch.linalg.vector_norm(torch.addcmul(*part), dim=axes) for part in parts]
+        norms, rests = [], []
+        for run in _runs(_space(-centre * unit, weight), weight, _space(unit, weight)):
+            centred = torch.addcmul(*run)
+            norms.append(torch.linalg.vector_norm(centred, dim=axes))
+            rests.append(centred.mean(axes))
+        # What rounding left of the mean: a constant filter becomes zeros.
+        centre = centre + torch.cat(rests)[:, None] * largest
         std = torch.cat(norms)[:, None] * largest / (weight.shape[1:].numel() - 1) ** 0.5
-        scale = 1 / (std + 1e-5)
-        return weight.view_as(weight), mean, std, scale, -centre * scale
+        return weight.view_as(weight), mean, centre, std, 1 / (std + 1e-5)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[0], *output[1:4])
+        ctx.save_for_backward(inputs[0], *output[2:])
 
     @staticmethod
-    def backward(ctx, gradient, d_mean, d_std, d_scale, d_shift):
-        weight, mean, std, scale = ctx.saved_tensors
-        n, centre = weight.shape[1:].numel(), mean.mean(1, keepdim=True)
-        d_std = d_std - scale * scale * (d_scale - centre * d_shift)
+    def backward(ctx, gradient, d_mean, d_centre, d_std, d_scale):
+        weight, centre, std, scale = ctx.saved_tensors
+        n = weight.shape[1:].numel()
+        d_std = d_std - scale * (scale * d_scale)
         # A constant filter has no direction in which its deviation grows.
         factor = torch.where(std > 0, d_std / std.clamp(min=SMALLEST), 0) / (n - 1)
-        rest = d_mean / weight.shape[2:].numel() - (scale * d_shift / n + centre * factor)
-        gradient = _own(gradient).addcmul_(weight, _space(factor, weight))
-        return gradient.add_(_space(rest, weight))
+        rest = d_mean / weight.shape[2:].numel() + (d_centre / n - centre * factor)
+        factor, rest = _space(factor, weight), _space(rest, weight)
+        if _traced():
+            return gradient + weight * factor + rest
+        return gradient.addcmul_(weight, factor).add_(rest)
 
 
-class _MaxSpace(Function):
+class _MaxSpace(_Pass):
     """W -> W, the maximum of every kernel (N, C), the first of equal ones."""
 
     @staticmethod
@@ -215,7 +258,7 @@ class _MaxSpace(Function):
                 kernels.shape[2:],
                 return_indices=True,
             )
-            for part in kernels.split(AT_A_TIME)
+            for (part,) in _runs(kernels)
         ]
         maximum, place = (torch.cat(values) for values in zip(*parts, strict=True))
         return weight.view_as(weight), maximum[..., 0, 0], place[..., 0]
@@ -232,7 +275,7 @@ class _MaxSpace(Function):
         return kernels.view_as(gradient)
 
 
-class _PoolChannels(Function):
+class _PoolChannels(_Pass):
     """x -> x, and over axis 1 its maximum, one of equal ones, and its mean: (N, 1, *space)."""
 
     @staticmethod
@@ -257,7 +300,7 @@ class _PoolChannels(Function):
         return gradient.scatter_add_(1, place, d_maximum)
 
 
-class _Largest(Function):
+class _Largest(_Pass):
     """x -> x, max|x|."""
 
     @staticmethod
@@ -281,21 +324,21 @@ class _Largest(Function):
         return _own(gradient).index_add_(0, filter_, d_largest * sign)
 
 
-class _Dense(Function):
-    """(W ⊙ scale + shift) ⊙ gate; scale and shift (N, 1), or both None for 1 and 0; gate (N, C) or
-    None for 1."""
+class _Dense(_Pass):
+    """(W − centre) ⊙ scale ⊙ gate: centre and scale (N, 1), or both None for 0 and 1; gate (N, C),
+    or None for 1."""
 
     @staticmethod
     def forward(
-        weight: Tensor, scale: Tensor | None, shift: Tensor | None, gate: Tensor | None
+        weight: Tensor, centre: Tensor | None, scale: Tensor | None, gate: Tensor | None
     ) -> Tensor:
-        result = torch.empty_like(weight)  # in its memory format, which no other operand knows
-        if scale is None:
-            return torch.mul(weight, _space(gate, weight), out=result)
-        if gate is not None:
-            scale, shift = scale * gate, shift * gate
-        scale, shift = _space(scale, weight), _space(shift, weight)
-        return torch.addcmul(shift, weight, scale, out=result)
+        slope = gate if scale is None else scale if gate is None else scale * gate
+        # In the weight's memory format, which no other operand knows.
+        result = {} if _traced() else {"out": torch.empty_like(weight)}
+        if centre is not None:
+            # By itself first, so that a filter of equal weights gives zeros.
+            weight = torch.sub(weight, _space(centre, weight), **result)
+        return torch.mul(weight, _space(slope, weight), **result)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -303,26 +346,26 @@ class _Dense(Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        weight, scale, shift, gate = ctx.saved_tensors
+        weight, centre, scale, gate = ctx.saved_tensors
+        slope = gate if scale is None else scale if gate is None else scale * gate
         product = gradient * weight
-        d_scale, d_shift, d_gate = _sum_as(product, scale if gate is None else gate), None, None
+        d_slope, d_centre, d_scale, d_gate = _sum_as(product, slope), None, None, None
         if scale is None:
-            slope, d_scale, d_gate = gate, None, d_scale
+            d_gate = d_slope
         else:
-            slope = scale if gate is None else scale * gate
-            d_shift = _sum_as(gradient, slope)
-            if gate is not None:
-                d_gate = torch.addcmul(d_scale * scale, d_shift, shift)
-                d_scale = (d_scale * gate).sum(1, keepdim=True)
-                d_shift = (d_shift * gate).sum(1, keepdim=True)
-        slope = _space(slope, weight)
-        if _traced():
-            return gradient * slope, d_scale, d_shift, d_gate
+            total = _sum_as(gradient, slope)
+            d_slope = d_slope - centre * total
+            d_centre = -(slope * total).sum(1, keepdim=True)
+            if gate is None:
+                d_scale = d_slope
+            else:
+                d_scale, d_gate = (d_slope * gate).sum(1, keepdim=True), d_slope * scale
         # The product's memory is used again, rather than fresh memory.
-        return torch.mul(gradient, slope, out=product), d_scale, d_shift, d_gate
+        result = {} if _traced() else {"out": product}
+        return torch.mul(gradient, _space(slope, weight), **result), d_centre, d_scale, d_gate
 
 
-class _Add(Function):
+class _Add(_Pass):
     """x, y, gate -> x + y ⊙ gate, a gate for each place: (N, 1, *space)."""
 
     @staticmethod
@@ -338,12 +381,11 @@ class _Add(Function):
         y, gate = ctx.saved_tensors
         product = gradient * y
         d_gate = product.sum(1, keepdim=True)
-        if _traced():
-            return gradient, gradient * gate, d_gate
-        return gradient, torch.mul(gradient, gate, out=product), d_gate
+        result = {} if _traced() else {"out": product}
+        return gradient, torch.mul(gradient, gate, **result), d_gate
 
 
-class _Artanh(Function):
+class _Artanh(_Pass):
     """x, M, strength -> (1 − strength)·x + strength·M·artanh(x / M)."""
 
     @staticmethod

@@ -200,7 +200,9 @@ class SE(Attention):
     gate: str = "sigmoid"
     reduction: int = 16
 
-    pools = True
+    @property
+    def pools(self) -> bool:
+        return type(self) is SE
 
     def nets(self, channels, kernel, *, groups=1, published=False):
         return self._mlp_nets(channels, groups)
@@ -243,7 +245,7 @@ class CBAM(Attention):
 
     @property
     def pools(self) -> bool:
-        return self.order == "sequential"
+        return type(self) is CBAM and self.order == "sequential"
 
     def __post_init__(self):
         super().__post_init__()
@@ -275,7 +277,7 @@ class CBAM(Attention):
         return a, second(nets, _times(x, 1 + a if skips else a))
 
     def attend(self, nets, x, strength, *, skips=False):
-        if self.order != "sequential":
+        if not self.pools:
             return super().attend(nets, x, strength, skips=skips)
         # x1, which the spatial map looks at, is a factor of the result, so it is computed once:
         # x' = x ⊙ (1 + 2Ac) + x1 ⊙ As with skips, x1 ⊙ As without.
