@@ -15,7 +15,7 @@ CLAIMS = """
 Theme:
   - {claim: Better, where: "1", measure: accuracy, expects: higher, pairs: [[better, plain]]}
   - {claim: Worse, where: "2", measure: accuracy, expects: lower, pairs: [[better, plain]]}
-  - {claim: Alike, where: "3", measure: accuracy, expects: same, pairs: [[better, plain]]}
+  - {claim: No gain, where: "3", measure: accuracy, expects: not higher, pairs: [[better, plain]]}
   - {claim: Noise, where: "4", measure: accuracy, expects: higher, pairs: [[noisy, plain]]}
   - {claim: Later, where: "5", measure: accuracy, expects: higher, pairs: [[later, plain]]}
   - {claim: Code, where: "6", check: attention_takes_weights}
@@ -87,6 +87,13 @@ def test_every_verdict_by_hand(home):
     assert frame.loc["Code", "found"] == "SE, CBAM, BAM, Triplet"
 
 
+def test_a_loss_does_not_contradict_that_nothing_is_gained(home):
+    put(home, "gpu", "better", [score - 5 for score in BETTER])
+    frame = claims.evaluate(home).set_index("claim")
+    assert frame.loc["No gain", "p_holm"] < 0.05
+    assert frame.loc["No gain", "verdict"] == "undecided at n = 5"
+
+
 def test_holm_can_turn_a_verdict(home):
     """d = 1, 2, 3, 4, 0: t = 2·√2, p = 0.047; alone it decides, beside others it does not."""
     put(home, "gpu", "better", [11.0, 13.0, 15.0, 17.0, 14.0])
@@ -114,6 +121,9 @@ def test_the_best_scale_is_taken(home):
     assert taken() == ("cpu", 4, "undecided at n = 4")
     for scale in ("cpu", "gpu"):
         put(home, scale, "better", BETTER, dataset="digits100")
+    assert taken() == ("demo", 6, "no verdict: embedded data")  # other data are no pairs
+    for scale in ("cpu", "gpu"):
+        put(home, scale, "plain", PLAIN, dataset="digits100")
     assert taken() == ("gpu", 5, "no verdict: embedded data")
     assert claims.evaluate(home, scales=("demo",)).iloc[0]["scale"] == "demo"
     with pytest.raises(ValueError, match="did you mean 'gpu'"):
@@ -131,6 +141,14 @@ def test_every_epoch_is_supported_by_all_and_contradicted_by_one():
     found = measures.every_epoch(better, plain, "lower")
     assert found["difference"] == pytest.approx(2.2)
     assert found["p"] == pytest.approx(3 * p_of(11))
+
+
+def test_an_epoch_without_p_hides_no_contradiction():
+    plain = run([[1.0, 10.0]] * 5)
+    worse = run([[1.0, 10 - x] for x in (2.0, 2.0, 2.0, 2.0, 3.0)])  # all at chance at first
+    found = measures.every_epoch(worse, plain, "higher")
+    assert found["p"] == pytest.approx(2 * p_of(11)) and found["difference"] < 0
+    assert math.isnan(measures.every_epoch(plain, worse, "higher")["p"])
 
 
 def test_epochs_to_a_goal_by_hand():
@@ -161,7 +179,7 @@ def test_the_other_measures_by_hand():
         ("where: ", "wher: ", "did you mean 'where'"),
         (", expects: higher", "", "expects is missing"),
         ("measure: accuracy", "measure: acuracy", "did you mean 'accuracy'"),
-        ("expects: higher", "expects: more", "expected one of higher, lower, same"),
+        ("expects: higher", "expects: more", "expected one of higher, lower, not higher"),
         ("[[better, plain]]", "[[beter, plain]]", "did you mean 'better'"),
         ("[[better, plain]]", "[better]", "pairs of two runs"),
         ("[[better, plain]]", "[[mixer10, plain]]", "compare runs of one"),

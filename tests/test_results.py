@@ -61,6 +61,12 @@ def test_a_paired_difference_by_hand():
     assert found["p"] == pytest.approx(1 - t / math.sqrt(t * t + 2))
 
 
+def test_equal_differences_have_no_p():
+    plain = {0: 80.0, 1: 70.2, 2: 60.3, 3: 50.4, 4: 40.5}
+    found = statistics.paired({seed: score + 0.1 for seed, score in plain.items()}, plain)
+    assert found["difference"] == pytest.approx(0.1) and math.isnan(found["p"])
+
+
 def test_two_pairs_have_no_interval_and_none_have_nothing():
     two = statistics.paired({0: 2.0, 1: 4.0}, {0: 1.0, 1: 2.0})
     assert two["difference"] == 1.5 and math.isnan(two["low"]) and math.isnan(two["p"])
@@ -133,6 +139,13 @@ def test_curves_beside_have_a_panel_for_each_scale(home):
     some = result_files.curves_beside("demo", ["plain"], seeds=[1], home=home)
     assert set(some["seed"]) == {1}
     assert result_files.curves_beside("demo", ["never"], home=home).empty
+
+
+def test_other_data_are_no_pairs(home):
+    put(home, "plain", [10.0, 11.0, 12.0, 13.0, 14.0], dataset="digits100")
+    frame = results.table("1", "cpu", home=home).set_index("row")
+    assert frame.loc["Better", "mean"] == 14.2 and math.isnan(frame.loc["Better", "difference"])
+    assert frame.loc["Better", "verdict"] == ""
 
 
 def test_no_verdict_from_embedded_data_or_from_four_seeds(home):

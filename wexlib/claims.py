@@ -3,7 +3,8 @@
 ``claims.yaml`` says what is claimed, where, and which runs are compared by which measure. A verdict
 takes real data, at least five pairs of seeds, and a two-sided paired t-test whose p, by Holm's
 correction over all the claims, is below 5 %. Claims that are no matter of chance are decided by
-code (:mod:`wexlib.checks`). A claim of no difference can be contradicted; else it is undecided.
+code (:mod:`wexlib.checks`). A claim that nothing is gained is contradicted by a gain alone; no test
+can support it.
 """
 
 import math
@@ -20,7 +21,7 @@ from wexlib.names import choose
 from wexlib.result_files import EMBEDDED, older_code, read_curves, read_result
 from wexlib.statistics import LEVEL, PAIRS_FOR_VERDICT, holm, paired
 
-EXPECTS = ("higher", "lower", "same")
+EXPECTS = ("higher", "lower", "not higher")
 CHECKS = {
     function.__name__: function
     for function in (
@@ -138,6 +139,8 @@ def _tested(claim: dict, of: str, against: str, home: Path, scales: tuple[str, .
         results = [read_result(scale, run, home) for run in (of, against)]
         if not all(result and "test_last" in result for result in results):
             continue
+        if results[0]["data"] != results[1]["data"]:
+            continue  # made before the scale's data were changed
         runs = [Run(result, read_curves(scale, [result["run"]], home)) for result in results]
         data = results[0]["data"]["dataset"]
         older = dict.fromkeys(filter(None, (older_code(result, home) for result in results)))
@@ -170,8 +173,10 @@ def _verdict(row) -> str:
         return "no verdict: embedded data"
     if math.isnan(row.p_holm) or row.p_holm >= LEVEL:
         return f"undecided at n = {row.n}"
-    claimed = row.expects == ("higher" if row.difference > 0 else "lower")
-    return "supported" if claimed else "contradicted"
+    found = "higher" if row.difference > 0 else "lower"
+    if row.expects == "not higher":
+        return "contradicted" if found == "higher" else f"undecided at n = {row.n}"
+    return "supported" if row.expects == found else "contradicted"
 
 
 # --- for a reader ---------------------------------------------------------------------------

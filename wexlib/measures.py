@@ -91,7 +91,7 @@ def every_epoch(of: Run, against: Run, expects: str) -> dict:
     If every mean difference has the claimed sign, p is the greatest of the epochs' (an
     intersection-union test, Berger 1982). If some have the other sign, one of them is enough to
     contradict the claim, and p is their smallest times the number of epochs (Bonferroni). Reported
-    is the epoch of that p; without any p, the epoch that speaks most against the claim.
+    is the epoch of that p; without one, the epoch that speaks most against the claim.
     """
     ours, plain = of.curve("test_accuracy"), against.curve("test_accuracy")
     length = min(map(len, [*ours.values(), *plain.values()]), default=0)
@@ -103,11 +103,12 @@ def every_epoch(of: Run, against: Run, expects: str) -> dict:
         return paired({}, {})
     sign = -1 if expects == "lower" else 1
     contrary = [each for each in found if each["difference"] * sign <= 0]
-    if any(math.isnan(each["p"]) for each in found):
-        return min(found, key=lambda each: each["difference"] * sign) | {"p": math.nan}
-    if contrary:
-        worst = min(contrary, key=lambda each: each["p"])
+    tested = [each for each in contrary if not math.isnan(each["p"])]
+    if tested:
+        worst = min(tested, key=lambda each: each["p"])
         return worst | {"p": min(1.0, worst["p"] * length)}
+    if contrary or any(math.isnan(each["p"]) for each in found):
+        return min(found, key=lambda each: each["difference"] * sign) | {"p": math.nan}
     return max(found, key=lambda each: each["p"])
 
 

@@ -129,7 +129,8 @@ def _row(row: dict, results: dict, scores: dict, plain: str, home: Path) -> dict
             curves = curves[curves["seed"].isin(result["seeds"])].groupby("seed")
             rough = curves["validation_accuracy"].agg(lambda curve: roughness(list(curve)))
             found |= {"gap": sum(a - b for a, b in pairs) / len(values), "roughness": rough.mean()}
-        if run != plain and plain in scores:
+        # Results that were made before the scale's data were changed are no pairs.
+        if run != plain and plain in scores and result["data"] == results[plain]["data"]:
             found |= paired(scores[run], scores[plain])
         if older := older_code(result, home):
             remarks.append(older)
