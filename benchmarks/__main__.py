@@ -35,6 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose of {', '.join(PARTS)}")
+    if options.quick:
+        torch.set_num_threads(1)  # of no use to so small a network
     size = cases.QUICK if options.quick else cases.FULL
     out = options.out or root() / ("build" if options.quick else "results") / "benchmarks"
     gpu = torch.cuda.is_available()

@@ -107,7 +107,8 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
         train, test, batch = 50_000, 10_000, 512
     data = _random_images(train, test)
     rows = []
-    for name, recipe in {"plain": None} | {n: recipe for n, (recipe, _) in METHODS.items()}.items():
+    recipes = {"plain": None} | {name: recipe for name, (recipe, _) in METHODS.items()}
+    for name, recipe in recipes.items():
         model = network(size, device)
         if recipe:
             wexlib.excite(model, recipe)
@@ -129,6 +130,8 @@ def _epoch(
         for name, augment in (("train", True), ("test", False))
     }
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    # What the loss reaches other than through an excited weight.
+    others = [p for name, p in model.named_parameters() if "parametrizations" not in name]
     seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -153,9 +156,8 @@ def _epoch(
                     loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad(set_to_none=True)
             with timed("backward"):
-                seen = [p for p in model.parameters() if p.requires_grad]
-                gradients = torch.autograd.grad(loss, [*weights, *seen], allow_unused=True)
-            for parameter, gradient in zip(seen, gradients[len(weights) :], strict=True):
+                gradients = torch.autograd.grad(loss, [*weights, *others])
+            for parameter, gradient in zip(others, gradients[len(weights) :], strict=True):
                 parameter.grad = gradient
             with timed("excitation"):
                 if weights:
@@ -184,8 +186,8 @@ def start(size: Size, device: torch.device) -> list[dict]:
     rounds = 5 if size is FULL else 1
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("params.yaml", "tables.yaml", "claims.yaml", "dvc.yaml"):
-            shutil.copy(root() / name, folder)
+        for path in root().glob("*.yaml"):
+            shutil.copy(path, folder)
         for name in ("wexlib", "notebooks"):
             shutil.copytree(root() / name, Path(folder) / name)
         _python(["-m", "wexlib.pipeline", "plan", "smoke"], folder)
