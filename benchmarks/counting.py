@@ -9,9 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ATEN = torch.ops.aten
-#: These allocate and touch nothing.
+#: These write nothing.
 EMPTY = {ATEN.empty.memory_format, ATEN.empty_like.default, ATEN.empty_strided.default}
 EMPTY |= {ATEN.new_empty.default, ATEN.new_empty_strided.default}
+#: These take dtype and device from their first argument, and do not read it.
+LIKE = {ATEN.new_ones.default, ATEN.new_zeros.default, ATEN.new_full.default}
+LIKE |= {ATEN.ones_like.default, ATEN.zeros_like.default, ATEN.full_like.default}
 #: These touch their first argument only where their other arguments say.
 SPARSE = {ATEN.scatter_add_.default, ATEN.index_add_.default, ATEN.scatter_.src}
 SPARSE |= {ATEN.index_select.default, ATEN.gather.default}
@@ -44,7 +47,7 @@ class Traffic(TorchDispatchMode):
         for argument, value in given:
             info = argument.alias_info
             size = sum(_bytes(t) for t in tree_leaves(value) if isinstance(t, Tensor))
-            if func in SPARSE and argument.name == "self":
+            if argument.name == "self" and func in SPARSE | LIKE:
                 continue
             written = info is not None and info.is_write
             self.bytes += size * (2 if written and not argument.kwarg_only else 1)
