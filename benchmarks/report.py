@@ -103,17 +103,21 @@ def _span(frame: pd.DataFrame, kind: str) -> pd.Series:
     return spread(frame.rename(columns=renamed), "t", 1)
 
 
+def machines(folder: Path) -> str:
+    """What the CSVs in ``folder`` were measured on, a line each; empty where there is none."""
+    parts = [
+        pd.read_csv(path)[["machine", "torch", "date"]]
+        for path in sorted(Path(folder).glob("*.csv"))
+    ]
+    rows = pd.concat(parts).drop_duplicates().itertuples(index=False) if parts else []
+    return "\n".join(f"{machine}, torch {torch}, {date}" for machine, torch, date in rows)
+
+
 def write_report(folder: Path) -> None:
     """Write ``speed.md`` from the CSVs beside it."""
-    machines = pd.concat(
-        [pd.read_csv(p)[["machine", "torch", "date"]] for p in sorted(Path(folder).glob("*.csv"))]
-    ).drop_duplicates()
     lines = ["# Speed", "", "Made by `make bench`. Medians with their quartiles; ratios are to the"]
     lines += ["plain network in the same round; control is a second plain network.", ""]
-    lines += [
-        f"- {machine}, torch {torch}, {date}"
-        for machine, torch, date in machines.itertuples(index=False)
-    ]
+    lines += [f"- {line}" for line in machines(folder).splitlines()]
     for title, table in tables(folder).items():
         text = table.to_markdown(index=False, disable_numparse=True)
         lines += ["", f"## {title}", "", text]

@@ -67,7 +67,7 @@ class Pictures(torch.utils.data.Dataset):
 
 def loader(size: Size, device: torch.device) -> list[dict]:
     """Images a second, cropped, mirrored and normalized, by two loaders."""
-    count, batch = (10_000, 128) if size is FULL else (256, 32)
+    count, batch = (5_000, 128) if size is FULL else (256, 32)
     data = _random_images(count, 1)
     workers = torch.get_num_threads()
     loaders = {
@@ -102,7 +102,7 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
     The excited weights are computed before the forward pass of a step and differentiated after the
     backward pass: ``excitation`` is both.
     """
-    train, test, batch = (2048, 512, 128) if size is FULL else (32, 16, 16)
+    train, test, batch = (1024, 512, 128) if size is FULL else (32, 16, 16)
     if device.type == "cuda" and size is FULL:
         train, test, batch = 50_000, 10_000, 512
     data = _random_images(train, test)
