@@ -13,7 +13,9 @@ MARKERS = {"ours": "o", "naive": "s", "control": "D"}
 
 
 def training_ratios(frame: pd.DataFrame, title: str) -> Figure:
-    """Training step over the plain one, a line a setting and method: quartiles, and the bar.
+    """Training step over the plain one, a line a setting (batch in images, memory format) and method.
+
+    Points are medians, lines the quartiles.
 
     Args:
         frame: train.csv, of one device.
@@ -44,9 +46,9 @@ def training_ratios(frame: pd.DataFrame, title: str) -> Figure:
     axes.set_yticks(range(len(lines)), lines)
     axes.invert_yaxis()
     axes.set_xlabel("training step / plain training step (no unit)")
-    axes.set_ylabel("method, batch (images), memory format")
+    axes.set_ylabel("method, batch, memory")
     axes.set_title(title)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
