@@ -13,9 +13,9 @@ MARKERS = {"ours": "o", "naive": "s", "control": "D"}
 
 
 def training_ratios(frame: pd.DataFrame, title: str) -> Figure:
-    """Training step over the plain one, a line a setting (batch in images, memory format) and method.
+    """Training step over the plain one, for each method, batch (images) and memory format.
 
-    Points are medians, lines the quartiles.
+    Points are medians, lines the quartiles around them.
 
     Args:
         frame: train.csv, of one device.
