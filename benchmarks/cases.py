@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,23 @@ CPU_BARS = {
 GPU_BAR = 1.05
 
 
+class Setting(NamedTuple):
+    """One way to train: naive layers are measured too, or not."""
+
+    batch: int
+    channels_last: bool = False
+    bf16: bool = False
+    naive: bool = False
+
+
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. Settings are (batch, channels last, bf16, with the naive layers)."""
+    """How much is measured: ``FULL``, or ``QUICK`` to try the command."""
 
     rounds: int
     width: int
-    cpu: tuple[tuple[int, bool, bool, bool], ...]
-    gpu: tuple[tuple[int, bool, bool, bool], ...]
+    cpu: tuple[Setting, ...]
+    gpu: tuple[Setting, ...]
     inference: tuple[int, ...]
     widths: tuple[int, ...]
     kernels: tuple[int, ...]
@@ -65,28 +75,28 @@ FULL = Size(
     rounds=15,
     width=64,
     cpu=(
-        (8, True, False, False),
-        (32, False, False, True),
-        (32, True, False, True),
-        (128, True, False, False),
-        (32, True, True, False),
+        Setting(8, channels_last=True),
+        Setting(32, naive=True),
+        Setting(32, channels_last=True, naive=True),
+        Setting(128, channels_last=True),
+        Setting(32, channels_last=True, bf16=True),
     ),
     gpu=(
-        (32, False, False, True),
-        (128, True, False, True),
-        (512, False, True, True),
-        (512, True, True, True),
+        Setting(32, naive=True),
+        Setting(128, channels_last=True, naive=True),
+        Setting(512, bf16=True, naive=True),
+        Setting(512, channels_last=True, bf16=True, naive=True),
     ),
     inference=(1, 32, 256),
     widths=(64, 128, 256, 512),
     kernels=(1, 3, 7),
-    depths=("resnet18", "torchvision.resnet34", "torchvision.resnet50"),
+    depths=("resnet18", "resnet34", "resnet50"),
 )
 QUICK = Size(
     rounds=2,
     width=8,
-    cpu=((4, False, False, True), (4, True, True, False)),
-    gpu=((4, True, True, True),),
+    cpu=(Setting(4, naive=True), Setting(4, channels_last=True, bf16=True)),
+    gpu=(Setting(4, channels_last=True, bf16=True, naive=True),),
     inference=(1, 4),
     widths=(8, 16),
     kernels=(1, 3),
@@ -94,11 +104,12 @@ QUICK = Size(
 )
 
 
-def settings(size: Size, device: torch.device) -> tuple[tuple[int, bool, bool, bool], ...]:
+def settings(size: Size, device: torch.device) -> tuple[Setting, ...]:
+    """The settings for a device; bfloat16 only where the processor computes in it."""
     if device.type == "cuda":
         return size.gpu
     fast = torch.cpu.get_capabilities().get("avx512_bf16") or size is QUICK
-    return tuple(s for s in size.cpu if fast or not s[2])
+    return tuple(s for s in size.cpu if fast or not s.bf16)
 
 
 # --- Models and what is done with them -----------------------------------------------------------
@@ -216,20 +227,15 @@ def scaling(size: Size, device: torch.device) -> list[dict]:
     """The time of the excited weights alone, forward and backward, and the bandwidth's floor."""
     speed = bandwidth(device)
     wide = max(size.widths)
-    swept = [("width", w, [(w, 3)]) for w in size.widths]
-    swept += [("kernel", k, [(wide // 2, k)]) for k in size.kernels]
+    swept = [("width", w, [nn.Conv2d(w, w, 3)]) for w in size.widths]
+    swept += [("kernel", k, [nn.Conv2d(wide // 2, wide // 2, k)]) for k in size.kernels]
     rows = []
     for axis, value, layers in [*swept, *_depths(size)]:
-        made = (
-            [nn.Conv2d(width, width, kernel, bias=False) for width, kernel in layers]
-            if axis != "depth"
-            else layers
-        )
         cases = {}
         for name, (recipe, layer) in METHODS.items():
             for form, build in (("ours", chain(recipe).build), ("naive", layer)):
-                cases[name, form] = _weights(made, build, device)
-        weights = sum(m.weight.nbytes for m in made)
+                cases[name, form] = _weights(layers, build, device)
+        weights = sum(m.weight.nbytes for m in layers)
         for (name, form), times in interleaved(cases, size.rounds, device).items():
             floor = FLOOR[name]["both"] * weights / speed / 1e6
             rows.append(
@@ -243,8 +249,9 @@ def scaling(size: Size, device: torch.device) -> list[dict]:
 def _depths(size: Size) -> list[tuple[str, int, list[nn.Module]]]:
     swept = []
     for name in size.depths:
-        options = {} if "." in name else {"width": size.width}
-        model = models.build(name.rpartition(".")[2], classes=10, **options)
+        # Only our own model has a width to choose; the others are torchvision's.
+        options = {"width": size.width} if name in models.MODELS else {}
+        model = models.build(name, classes=10, **options)
         layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
         swept.append(("depth", len(layers), layers))
     return swept
@@ -304,7 +311,7 @@ def _passes(conv: nn.Conv2d, module: nn.Module) -> dict[str, float]:
 def memory(size: Size, device: torch.device) -> list[dict]:
     """The most that a training step holds, and how much more than plain, in weights' bytes."""
     rows = []
-    for batch in sorted({s[0] for s in settings(size, device)} & {4, 32, 128, 512}):
+    for batch in sorted({s.batch for s in settings(size, device) if s.naive}):
         plain = None
         for (name, form), change in _forms("ours", "naive").items():
             if form == "control":
