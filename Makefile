@@ -2,6 +2,8 @@
 # make SCALE=cpu      the same at another scale: smoke, demo, cpu, gpu or thesis
 # make book           the book alone, from the results that are there: trains nothing
 # make test           the set-up, then the style checks and the tests
+# make bench          times of training, inference and a whole run, into results/benchmarks (15 minutes
+#                     on 2 cores that do nothing else; QUICK=1: a trial of it, into build/benchmarks)
 # make lab            JupyterLab with the project's own kernel
 # make setup          the set-up alone: the locked packages in .venv
 # make lock           requirements.lock and environment.yml anew, from pyproject.toml
@@ -33,7 +35,7 @@ $(shell rm -f $(READY) $(UV))
 endif
 endif
 
-.PHONY: all book setup test lab lock clean
+.PHONY: all book setup test bench lab lock clean
 
 all: $(READY)
 	$(BIN)/python -m wexlib.pipeline make $(if $(SCALE),--scale $(SCALE))
@@ -48,6 +50,9 @@ test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab

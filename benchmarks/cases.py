@@ -1,0 +1,413 @@
+"""What is measured of the excitations: each function gives the rows of one CSV.
+
+Forms of a model: ``plain``; ``control``, a second plain one, whose ratio shows what the machine
+disturbs; ``naive``, see :mod:`benchmarks.naive`; ``ours``, by wexlib; ``folded``, ours after
+``wexlib.fold``. Ratios are to ``plain`` in the same round; ``_low`` and ``_high`` are quartiles.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import wexlib
+from benchmarks import naive
+from benchmarks.counting import Held, Traffic
+from benchmarks.measure import bandwidth, compared, interleaved, quartiles
+from wexlib import CBAM, SE, Location, Magnitude, Standardize, models
+from wexlib.attach import excited
+from wexlib.recipe import chain
+from wexlib.related import DynamicConv2d, ODConv2d, replace
+
+NOVEL = Location(CBAM(activation="leaky_relu"), skips=True)
+#: What is excited how: wexlib's recipe, and the naive layer.
+METHODS = {
+    "SE": ([Standardize(), Location(SE())], naive.SE),
+    "CBAM with skips": ([Standardize(), NOVEL], naive.NovelCBAM),
+    "magnitude": ([Standardize(), Magnitude()], naive.Magnitude),
+}
+#: Reads and writes of the weight that cannot be avoided. Forward: one read for the statistics, one
+#: more for spatial attention, which follows the channel gate; one read and one write for the
+#: result. Backward: two reads of the weight and of its gradient, and one write.
+FLOOR = {
+    name: {"forward": 3 + (name == "CBAM with skips"), "backward": 5, "both": 8} for name in METHODS
+}
+FLOOR["CBAM with skips"]["both"] = 9
+#: The most that an excited training step may take of a plain one, by the batch.
+CPU_BARS = {
+    "SE": {32: 1.06, 128: 1.02},
+    "CBAM with skips": {32: 1.10, 128: 1.03},
+    "magnitude": {32: 1.06, 128: 1.02},
+}
+GPU_BAR = 1.05
+
+
+class Setting(NamedTuple):
+    """One way to train: naive layers are measured too, or not."""
+
+    batch: int
+    channels_last: bool = False
+    bf16: bool = False
+    naive: bool = False
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: ``FULL``, or ``QUICK`` to try the command."""
+
+    rounds: int
+    width: int
+    cpu: tuple[Setting, ...]
+    gpu: tuple[Setting, ...]
+    inference: tuple[int, ...]
+    widths: tuple[int, ...]
+    kernels: tuple[int, ...]
+    depths: tuple[str, ...]
+
+
+FULL = Size(
+    rounds=15,
+    width=64,
+    cpu=(
+        Setting(8, channels_last=True),
+        Setting(32, naive=True),
+        Setting(32, channels_last=True, naive=True),
+        Setting(128, channels_last=True),
+        Setting(32, channels_last=True, bf16=True),
+    ),
+    gpu=(
+        Setting(32, naive=True),
+        Setting(128, channels_last=True, naive=True),
+        Setting(512, bf16=True, naive=True),
+        Setting(512, channels_last=True, bf16=True, naive=True),
+    ),
+    inference=(1, 32, 256),
+    widths=(64, 128, 256, 512),
+    kernels=(1, 3, 7),
+    depths=("resnet18", "resnet34", "resnet50"),
+)
+QUICK = Size(
+    rounds=2,
+    width=8,
+    cpu=(Setting(4, naive=True), Setting(4, channels_last=True, bf16=True)),
+    gpu=(Setting(4, channels_last=True, bf16=True, naive=True),),
+    inference=(1, 4),
+    widths=(8, 16),
+    kernels=(1, 3),
+    depths=("resnet18",),
+)
+
+
+def settings(size: Size, device: torch.device) -> tuple[Setting, ...]:
+    """The settings for a device; bfloat16 only where the processor computes in it."""
+    if device.type == "cuda":
+        return size.gpu
+    fast = torch.cpu.get_capabilities().get("avx512_bf16") or size is QUICK
+    return tuple(s for s in size.cpu if fast or not s.bf16)
+
+
+# --- Models and what is done with them -----------------------------------------------------------
+
+
+def network(
+    size: Size, device: torch.device, change: Callable = lambda model: model, last: bool = False
+) -> nn.Module:
+    """CIFAR ResNet-18 from one start, changed by ``change``."""
+    torch.manual_seed(0)
+    model = change(models.build("resnet18", classes=10, width=size.width))
+    return model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def images(batch: int, device: torch.device, last: bool) -> Tensor:
+    x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return x.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def training(model: nn.Module, x: Tensor, bf16: bool = False) -> Callable[[], None]:
+    """A step: forward, backward, update (SGD with momentum and decay), as in wexlib.train."""
+    labels = torch.arange(len(x), device=x.device) % 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    model.train()
+
+    def step():
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            scores = model(x)
+        loss = F.cross_entropy(scores.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def inference(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    model.eval()
+
+    @torch.inference_mode()
+    def call():
+        model(x)
+
+    return call
+
+
+def changes(form: str) -> dict[str, Callable]:
+    """For each method what makes a plain model excited, by wexlib or naively."""
+    if form == "naive":
+        return {name: partial(naive.excite, layer=layer) for name, (_, layer) in METHODS.items()}
+    return {name: partial(wexlib.excite, recipe=recipe) for name, (recipe, _) in METHODS.items()}
+
+
+PLAIN = {("plain", "plain"): lambda model: model, ("plain", "control"): lambda model: model}
+
+
+def _forms(*forms: str) -> dict[tuple[str, str], Callable]:
+    return PLAIN | {(name, form): c for form in forms for name, c in changes(form).items()}
+
+
+def _rows(times: dict, **common) -> list[dict]:
+    rows = compared(times, ("plain", "plain"))
+    return [common | {"method": name, "form": form} | row for (name, form), row in rows.items()]
+
+
+# --- One function a CSV --------------------------------------------------------------------------
+
+
+def train(size: Size, device: torch.device) -> list[dict]:
+    """The time of a training step, and its ratio to the plain network's."""
+    rows = []
+    for batch, last, bf16, with_naive in settings(size, device):
+        x = images(batch, device, last)
+        cases = {
+            key: training(network(size, device, change, last), x, bf16)
+            for key, change in _forms("ours", *["naive"] * with_naive).items()
+        }
+        common = {
+            "device": device.type,
+            "batch": batch,
+            "memory_format": "channels_last" if last else "contiguous",
+            "precision": "bf16" if bf16 else "float32",
+        }
+        for row in _rows(interleaved(cases, size.rounds, device), **common):
+            bar = None
+            if row["form"] == "ours" and device.type == "cpu" and not bf16:
+                bar = CPU_BARS[row["method"]].get(batch)
+            elif row["form"] == "ours" and bf16 and batch == 512:
+                bar = GPU_BAR
+            rows.append(row | {"bar": bar})
+    return rows
+
+
+def infer(size: Size, device: torch.device) -> list[dict]:
+    """The time of inference: folded, and excited anew at every call, against plain."""
+    folded = {
+        (name, "folded"): lambda model, change=change: wexlib.fold(change(model))
+        for name, change in changes("ours").items()
+    }
+    rows = []
+    for batch in size.inference:
+        # Excited anew is what folding saves: at the largest batch it is not measured again.
+        again = ("ours", "naive") if batch != max(size.inference) else ()
+        x = images(batch, device, False)
+        cases = {
+            key: inference(network(size, device, change), x)
+            for key, change in (_forms(*again) | folded).items()
+        }
+        times = interleaved(cases, size.rounds, device)
+        rows += _rows(times, device=device.type, batch=batch)
+    return rows
+
+
+def scaling(size: Size, device: torch.device) -> list[dict]:
+    """The time of the excited weights alone, forward and backward, and the bandwidth's floor."""
+    speed = bandwidth(device)
+    wide = max(size.widths)
+    swept = [("width", w, [nn.Conv2d(w, w, 3)]) for w in size.widths]
+    swept += [("kernel", k, [nn.Conv2d(wide // 2, wide // 2, k)]) for k in size.kernels]
+    rows = []
+    for axis, value, layers in [*swept, *_depths(size)]:
+        cases = {}
+        for name, (recipe, layer) in METHODS.items():
+            for form, build in (("ours", chain(recipe).build), ("naive", layer)):
+                cases[name, form] = _weights(layers, build, device)
+        weights = sum(m.weight.nbytes for m in layers)
+        for (name, form), times in interleaved(cases, size.rounds, device).items():
+            floor = FLOOR[name]["both"] * weights / speed / 1e6
+            rows.append(
+                {"device": device.type, "axis": axis, "value": value, "method": name, "form": form}
+                | quartiles(times, "ms")
+                | {"weights_mb": weights / 1e6, "floor_ms": floor, "bandwidth_gb_s": speed}
+            )
+    return rows
+
+
+def _depths(size: Size) -> list[tuple[str, int, list[nn.Module]]]:
+    swept = []
+    for name in size.depths:
+        # Only our own model has a width to choose; the others are torchvision's.
+        options = {"width": size.width} if name in models.MODELS else {}
+        model = models.build(name, classes=10, **options)
+        layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        swept.append(("depth", len(layers), layers))
+    return swept
+
+
+def _weights(layers: list[nn.Module], build: Callable, device: torch.device) -> Callable[[], None]:
+    parts = []
+    for layer in layers:
+        weight = layer.weight.detach().to(device).requires_grad_()
+        module = build(layer.weight, layer.groups).to(device)
+        gradient = torch.ones_like(weight)
+        parts.append((module, [weight, *module.parameters()], gradient))
+
+    def call():
+        for module, inputs, gradient in parts:
+            torch.autograd.grad(module(inputs[0]), inputs, gradient)
+
+    return call
+
+
+def passes(size: Size, device: torch.device) -> list[dict]:
+    """Bytes moved over the bytes of the weight, counted on the CPU from the operations."""
+    width = max(size.widths)
+    rows = []
+    for last in (False, True):
+        for name, (recipe, layer) in METHODS.items():
+            for form, build in (("ours", chain(recipe).build), ("naive", layer)):
+                conv = nn.Conv2d(width, width, 3, bias=False)
+                if last:
+                    conv = conv.to(memory_format=torch.channels_last)
+                counts = _passes(conv, build(conv.weight, 1))
+                for way, count in counts.items():
+                    rows.append(
+                        {
+                            "method": name,
+                            "form": form,
+                            "memory_format": "channels_last" if last else "contiguous",
+                            "way": way,
+                            "passes": count,
+                            "floor": FLOOR[name][way],
+                        }
+                    )
+    return rows
+
+
+def _passes(conv: nn.Conv2d, module: nn.Module) -> dict[str, float]:
+    weight = conv.weight.detach().requires_grad_()
+    with Traffic() as forward:
+        out = module(weight)
+    gradient = torch.ones_like(out)
+    with Traffic() as backward:
+        torch.autograd.grad(out, [weight, *module.parameters()], gradient)
+    counts = {"forward": forward.bytes / weight.nbytes, "backward": backward.bytes / weight.nbytes}
+    return counts | {"both": sum(counts.values())}
+
+
+def memory(size: Size, device: torch.device) -> list[dict]:
+    """The most that a training step holds, and how much more than plain, in weights' bytes."""
+    rows = []
+    for batch in sorted({s.batch for s in settings(size, device) if s.naive}):
+        plain = None
+        for (name, form), change in _forms("ours", "naive").items():
+            if form == "control":
+                continue
+            model = network(size, device, change)
+            slots = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+            weights = sum(m.weight.nbytes for m in slots)
+            peak = _peak(training(model, images(batch, device, False)), device)
+            plain = peak if plain is None else plain
+            rows.append(
+                {
+                    "device": device.type,
+                    "batch": batch,
+                    "method": name,
+                    "form": form,
+                    "peak_mb": peak / 1e6,
+                    "more_mb": (peak - plain) / 1e6,
+                    "weights_mb": weights / 1e6,
+                    "multiple": (peak - plain) / weights,
+                    "bar": 3.0 if form == "ours" else None,
+                }
+            )
+    return rows
+
+
+def _peak(step: Callable[[], None], device: torch.device) -> int:
+    if device.type == "cuda":
+        step()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+    with Held() as held:  # two steps: in the second, the optimizer's state is there
+        step()
+        step()
+    return held.peak
+
+
+def compile(size: Size, device: torch.device) -> list[dict]:
+    """The time to compile a training step, and the compiled step's against the plain one's."""
+    batch, last, bf16, _ = settings(size, device)[-1]
+    x, cases, first = images(batch, device, last), {}, {}
+    for key, change in _forms("ours").items():
+        step = training(torch.compile(network(size, device, change, last)), x, bf16)
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        cases[key], first[key] = step, time.perf_counter() - began
+    rows = _rows(interleaved(cases, size.rounds, device), device=device.type, batch=batch)
+    return [row | {"first_step_s": first[row["method"], row["form"]]} for row in rows]
+
+
+def cost(size: Size, device: torch.device) -> list[dict]:
+    """Chapter 2's table: attention on features and on weights, and dynamic convolutions.
+
+    Parameters are those that are trained; FLOPs those of products and convolutions for one image
+    at inference, where weights are folded.
+    """
+    attentions = {"SE": SE(), "CBAM": CBAM(), "BAM": wexlib.BAM(), "triplet": wexlib.Triplet()}
+    blocks = partial(wexlib.attend, where=r"^layer[1-4]\.[01]$")
+    methods = {
+        "plain": lambda model: model,
+        **{f"feature {n}": partial(blocks, attention=a) for n, a in attentions.items()},
+        "weight standardization": partial(wexlib.excite, recipe=Standardize()),
+        **{
+            f"weight {n}": partial(wexlib.excite, recipe=Location(a)) for n, a in attentions.items()
+        },
+        "weight CBAM with skips": partial(wexlib.excite, recipe=NOVEL),
+        "weight magnitude": partial(wexlib.excite, recipe=Magnitude()),
+        "dynamic convolution": partial(replace, layer=DynamicConv2d),
+        "ODConv": partial(replace, layer=ODConv2d),
+    }
+    batch = 32 if size is FULL else 4
+    x = images(batch, device, False)
+    rows, steps, calls = {}, {}, {}
+    for name, change in methods.items():
+        model = network(size, device, change)
+        steps[name] = training(model, x)
+        parameters = sum(p.numel() for p in model.parameters())
+        model = wexlib.fold(network(size, device, change))
+        calls[name] = inference(model, x)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x[:1])
+        rows[name] = {"method": name, "parameters": parameters, "flops": counter.get_total_flops()}
+    for kind, cases in (("train", steps), ("inference", calls)):
+        for name, times in interleaved(cases, size.rounds, device).items():
+            named = quartiles(times, "ms")
+            rows[name] |= {
+                f"{kind}_{end}": named[key]
+                for end, key in (("ms", "ms"), ("low", "ms_low"), ("high", "ms_high"))
+            }
+    return [row | {"batch": batch} for row in rows.values()]
+
+
+def excitation_of(model: nn.Module) -> list[Tensor]:
+    """The excited weights of ``model``, computed."""
+    return [getattr(slot.module, slot.attribute) for slot in excited(model)]

@@ -1,0 +1,124 @@
+"""The CSVs of the benchmarks as one Markdown file, speed.md."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from wexlib.files import write_text
+
+
+def spread(frame: pd.DataFrame, name: str, digits: int = 3) -> pd.Series:
+    """``median [quartile, quartile]`` of ``<name>`` and its ``_low`` and ``_high``."""
+    ends = frame[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+    return pd.Series([f"{m:.{digits}f} [{lo:.{digits}f}, {hi:.{digits}f}]" for m, lo, hi in ends])
+
+
+def ratios(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Ratios to the plain network, one row a setting and method, one column a form."""
+    keys = list(dict.fromkeys(tuple(key) for key in frame[index].to_numpy()))
+    frame = frame.assign(shown=spread(frame, "ratio").to_numpy())
+    rows = []
+    for key in keys:
+        part = frame[(frame[index] == list(key)).all(axis=1)]
+        control = part[part["form"] == "control"]["shown"].item()
+        for method in part["method"].unique():
+            mine = part[part["method"] == method].set_index("form")
+            if method == "plain":
+                continue
+            row = dict(zip(index, key, strict=True)) | {"method": method}
+            for form in ("folded", "ours", "naive"):
+                if form in set(frame["form"]):
+                    row[form] = mine["shown"].get(form, "–")
+            row["control"] = control
+            if "bar" in part:
+                bar = mine["bar"].get("ours")
+                row["bar"] = "–" if pd.isna(bar) else f"≤ {bar:.2f}"
+                row["met"] = (
+                    "–" if pd.isna(bar) else "yes" if mine["ratio"]["ours"] <= bar else "no"
+                )
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """Title and table of each CSV that is in ``folder``."""
+    read = {p.stem: pd.read_csv(p) for p in sorted(Path(folder).glob("*.csv"))}
+    shown = {}
+    if "train" in read:
+        shown["Training step, ratio to plain"] = ratios(
+            read["train"], ["device", "precision", "memory_format", "batch"]
+        )
+    if "inference" in read:
+        shown["Inference, ratio to plain"] = ratios(read["inference"], ["device", "batch"])
+    if "passes" in read:
+        wide = read["passes"].pivot_table(
+            index=["memory_format", "method", "way"], columns="form", values=["passes"], sort=False
+        )["passes"]
+        floor = read["passes"].groupby(["memory_format", "method", "way"], sort=False)["floor"]
+        shown["Passes over the weight"] = wide.assign(floor=floor.first()).round(1).reset_index()
+    if "memory" in read:
+        columns = ["device", "batch", "method", "form", "peak_mb", "more_mb", "multiple", "bar"]
+        shown["Peak memory of a training step"] = read["memory"][columns].round(2)
+    if "cost" in read:
+        frame = read["cost"]
+        shown["Cost on one backbone"] = frame[["method", "parameters", "flops"]].assign(
+            train_ms=_span(frame, "train"), inference_ms=_span(frame, "inference")
+        )
+    if "scaling" in read:
+        frame = read["scaling"]
+        shown["Excited weights alone, forward and backward"] = frame[
+            ["device", "axis", "value", "method", "form"]
+        ].assign(
+            ms=spread(frame, "ms"),
+            floor_ms=frame["floor_ms"].round(3),
+            times_floor=(frame["ms"] / frame["floor_ms"]).round(1),
+        )
+    if "epoch" in read:
+        shown["Where an epoch's time goes, shares in percent"] = (
+            (
+                100
+                * read["epoch"].set_index(["device", "method", "part"])["share"].unstack(sort=False)
+            )
+            .round(1)
+            .fillna("–")
+            .reset_index()
+        )
+    for name, title, key, value in (
+        ("loader", "Loaders, images a second", ["device", "loader"], "images_per_s"),
+        ("start", "Start of a process, seconds", ["what"], "s"),
+        ("compile", "Compiled training step, ms", ["device", "batch", "method", "form"], "ms"),
+    ):
+        if name in read:
+            frame = read[name]
+            digits = 0 if name == "loader" else 2
+            shown[title] = frame[key].assign(**{value: spread(frame, value, digits)})
+            if name == "compile":
+                shown[title]["ratio"] = spread(frame, "ratio")
+                shown[title]["first_step_s"] = frame["first_step_s"].round(1)
+    return shown
+
+
+def _span(frame: pd.DataFrame, kind: str) -> pd.Series:
+    renamed = {f"{kind}_{a}": b for a, b in (("ms", "t"), ("low", "t_low"), ("high", "t_high"))}
+    return spread(frame.rename(columns=renamed), "t", 1)
+
+
+def machines(folder: Path) -> str:
+    """What the CSVs in ``folder`` were measured on, a line each; empty where there is none."""
+    parts = [
+        pd.read_csv(path)[["machine", "torch", "date"]]
+        for path in sorted(Path(folder).glob("*.csv"))
+    ]
+    rows = pd.concat(parts).drop_duplicates().itertuples(index=False) if parts else []
+    return "\n".join(f"{machine}, torch {torch}, {date}" for machine, torch, date in rows)
+
+
+def write_report(folder: Path) -> None:
+    """Write ``speed.md`` from the CSVs beside it."""
+    lines = ["# Speed", "", "Made by `make bench`. Medians with their quartiles; ratios are to the"]
+    lines += ["plain network in the same round; control is a second plain network.", ""]
+    lines += [f"- {line}" for line in machines(folder).splitlines()]
+    for title, table in tables(folder).items():
+        text = table.to_markdown(index=False, disable_numparse=True)
+        lines += ["", f"## {title}", "", text]
+    write_text(Path(folder) / "speed.md", "\n".join(lines) + "\n")

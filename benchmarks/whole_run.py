@@ -1,0 +1,211 @@
+"""What is measured of a whole run: the loader, the parts of an epoch, the start of a stage."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+import wexlib
+from benchmarks.cases import FULL, METHODS, Size, excitation_of, network
+from benchmarks.measure import interleaved, quartiles
+from wexlib.data import Data, Loader
+from wexlib.files import root
+from wexlib.train import evaluate
+
+MEAN, SD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def _random_images(train: int, test: int) -> Data:
+    """Random pixels in CIFAR's shape: neither loader looks at what they show."""
+    generator = np.random.default_rng(0)
+    splits = {
+        name: (
+            generator.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8),
+            generator.integers(0, 10, n),
+        )
+        for name, n in (("train", train), ("validation", 0), ("test", test))
+    }
+    meta = {"dataset": "random pixels", "mean": MEAN, "sd": SD, "pad": 4, "flip": True}
+    return Data(meta, splits)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """The same images as torchvision's data sets give them, with the same augmentation."""
+
+    def __init__(self, data: Data):
+        from torchvision import transforms
+
+        self.images = data.images("train").transpose(0, 2, 3, 1)
+        self.labels = data.labels("train")
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, SD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int):
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[i])), int(self.labels[i])
+
+
+def loader(size: Size, device: torch.device) -> list[dict]:
+    """Images a second, cropped, mirrored and normalized, by two loaders."""
+    count, batch = (5_000, 128) if size is FULL else (256, 32)
+    data = _random_images(count, 1)
+    workers = torch.get_num_threads()
+    loaders = {
+        "wexlib.data.Loader": Loader(
+            data, "train", batch_size=batch, shuffle=True, augment=True, device=device
+        ),
+        **{
+            f"torchvision, {n} workers": torch.utils.data.DataLoader(
+                Pictures(data), batch, shuffle=True, num_workers=n, persistent_workers=n > 0
+            )
+            for n in (0, workers)
+        },
+    }
+
+    def read(batches):
+        for images, labels in batches:
+            images.to(device), labels.to(device)
+
+    cases = {name: lambda batches=batches: read(batches) for name, batches in loaders.items()}
+    rounds = min(size.rounds, 5)  # a round is an epoch
+    return [
+        {"device": device.type, "loader": name}
+        | quartiles(1000 * count / times, "images_per_s")
+        | {"batch": batch, "rounds": rounds}
+        for name, times in interleaved(cases, rounds, device).items()
+    ]
+
+
+def epoch(size: Size, device: torch.device) -> list[dict]:
+    """Where the time of an epoch goes, evaluation included, for plain and for each method.
+
+    The excited weights are computed before the forward pass of a step and differentiated after the
+    backward pass: ``excitation`` is both.
+    """
+    train, test, batch = (1024, 512, 128) if size is FULL else (32, 16, 16)
+    if device.type == "cuda" and size is FULL:
+        train, test, batch = 50_000, 10_000, 512
+    data = _random_images(train, test)
+    rows = []
+    recipes = {"plain": None} | {name: recipe for name, (recipe, _) in METHODS.items()}
+    for name, recipe in recipes.items():
+        model = network(size, device)
+        if recipe:
+            wexlib.excite(model, recipe)
+        seconds = _epoch(model, data, batch, device, excited=bool(recipe))
+        total = sum(seconds.values())
+        for part, value in seconds.items():
+            rows.append(
+                {"device": device.type, "method": name, "part": part, "seconds": value}
+                | {"share": value / total, "images": train, "evaluated": test, "batch": batch}
+            )
+    return rows
+
+
+def _epoch(
+    model: nn.Module, data: Data, batch: int, device: torch.device, *, excited: bool
+) -> dict[str, float]:
+    splits = {
+        name: Loader(data, name, batch_size=batch, shuffle=augment, augment=augment, device=device)
+        for name, augment in (("train", True), ("test", False))
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    # What the loss reaches other than through an excited weight.
+    others = [p for name, p in model.named_parameters() if "parametrizations" not in name]
+    seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def timed(part: str):
+        began = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds[part] += time.perf_counter() - began
+
+    for warm in (True, False):
+        seconds.clear()
+        model.train()
+        batches = iter(splits["train"])
+        for _ in range(2 if warm else len(splits["train"])):
+            with timed("data"):
+                images, labels = next(batches)
+            with parametrize.cached():
+                with timed("excitation"):
+                    weights = excitation_of(model) if excited else []
+                with timed("forward"):
+                    loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad(set_to_none=True)
+            with timed("backward"):
+                gradients = torch.autograd.grad(loss, [*weights, *others])
+            for parameter, gradient in zip(others, gradients[len(weights) :], strict=True):
+                parameter.grad = gradient
+            with timed("excitation"):
+                if weights:
+                    torch.autograd.backward(weights, gradients[: len(weights)])
+            with timed("optimizer"):
+                optimizer.step()
+        with timed("evaluation"):
+            evaluate(model, splits["test"], {"precision": "float32"})
+    return dict(seconds)
+
+
+STARTS = {
+    "python": ["-c", "pass"],
+    "import torch": ["-c", "import torch"],
+    "import wexlib": ["-c", "import wexlib"],
+    "import wexlib.train": ["-c", "import wexlib.train"],
+    "a run's stage, scale smoke": ["-m", "wexlib.pipeline", "run", "smoke/playground"],
+}
+
+
+def start(size: Size, device: torch.device) -> list[dict]:
+    """Seconds until a process has done nothing but start, and of a whole stage that trains little.
+
+    The stage runs in a copy, so that nothing of yours is overwritten.
+    """
+    rounds = 5 if size is FULL else 1
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in root().glob("*.yaml"):
+            shutil.copy(path, folder)
+        for name in ("wexlib", "notebooks"):
+            shutil.copytree(root() / name, Path(folder) / name)
+        _python(["-m", "wexlib.pipeline", "plan", "smoke"], folder)
+        for role in ("cifar10", "cifar100"):
+            _python(["-m", "wexlib.pipeline", "data", "smoke", role], folder)
+        for what, words in STARTS.items():
+            times = []
+            for _ in range(rounds):
+                for result in Path(folder).glob("models/smoke/*"):
+                    result.unlink()
+                times.append(_python(words, folder))
+            rows.append({"what": what} | quartiles(np.array(times), "s") | {"rounds": rounds})
+    return rows
+
+
+def _python(words: list[str], folder: str) -> float:
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"python {' '.join(words)} failed: {done.stderr.strip()[-500:]}")
+    return time.perf_counter() - began
