@@ -17,7 +17,9 @@ def made(tmp_path_factory) -> Path:
     )
     keep_a_few_runs(folder)
     shell(
-        "git rm -rq --cached --ignore-unmatch results dvc.lock && rm -rf results dvc.lock", folder
+        "git rm -rq --cached --ignore-unmatch results dvc.lock && rm -f dvc.lock && "
+        "find results -mindepth 1 -maxdepth 1 ! -name benchmarks -exec rm -rf {} +",
+        folder,
     )
     shell("git add -A && git commit -q --allow-empty -m 'The working tree'", folder)
     shell("python -m wexlib.pipeline make --scale smoke", folder)

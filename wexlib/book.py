@@ -48,12 +48,13 @@ class Page:
 
 
 def chapters(home: Path) -> list[str]:
-    """The chapters in the order of ``dvc.yaml``, the one list of them."""
+    """The notebooks that ``dvc.yaml`` lists: the thesis's chapters, then the others."""
     from ruamel.yaml import YAML
 
     stages = YAML(typ="safe", pure=True).load((home / "dvc.yaml").read_text(encoding="utf-8"))
     matrices = [stage.get("matrix", {}) for stage in stages["stages"].values()]
-    return [name for matrix in matrices for name in matrix.get("notebook", [])]
+    names = [name for matrix in matrices for name in matrix.get("notebook", [])]
+    return sorted(names, key=lambda name: (not name[0].isdigit(), name))
 
 
 def title_of(notebook: Path) -> str:

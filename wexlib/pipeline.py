@@ -21,7 +21,7 @@ from wexlib.record import read_plan, write_not_run
 
 FULL = "the disk is full: free some space, then the same command goes on; nothing was lost"
 #: The stages that need no more than the result files in Git.
-REPORTS = ("plan", "tables", "chapter", "book")
+REPORTS = ("plan", "tables", "lesson", "chapter", "book")
 RESTORE = "git restore results dvc.lock && dvc checkout --allow-missing"
 
 
@@ -189,6 +189,10 @@ def make(scale: str | None, jobs: int | None, reports: bool) -> None:
             write_text(kept, text)
             write_text(params, changed)
         if reports:
+            if not (home / "results" / scale / "curves").is_dir():
+                raise ValueError(
+                    f"no results at scale {scale}: make them first, with make SCALE={scale}"
+                )
             _call(home, "repro", "--single-item", *REPORTS)
         else:
             _reproduce(home, scale, jobs or _jobs())
