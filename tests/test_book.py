@@ -106,6 +106,12 @@ def parsed(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
+def test_chapters_come_by_number_and_the_other_notebooks_after():
+    names = book.chapters(PROJECT)
+    assert [name[:3] for name in names[:8]] == [f"0{n}_" for n in range(1, 9)]
+    assert names[8:] == ["speed", "your_own"]
+
+
 def test_code_is_folded_and_set_up_is_one_fold(first):
     folds = first.select("article > details.code:not([open])")
     assert [fold.pre.get_text().strip() for fold in folds] == [

@@ -13,6 +13,8 @@ import pytest
 from clones import PROJECT, RUNS, clone, shell
 from ruamel.yaml import YAML
 
+from wexlib import pipeline
+
 STAGES = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
 #: Those that read runs' results.
 CHAPTERS = {f"chapter@smoke-{name}" for name in STAGES["chapter"]["matrix"]["notebook"]}
@@ -22,6 +24,16 @@ def ran(output: str) -> set[str]:
     """The stages that dvc says it ran."""
     lines = output.splitlines()
     return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
+
+
+def test_the_book_without_results_says_what_to_make(tmp_path, monkeypatch, capsys):
+    text = (PROJECT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
+    assert pipeline.main(["make", "--reports", "--scale", "cpu"]) == 1
+    message = "error: no results at scale cpu: make them first, with make SCALE=cpu\n"
+    assert capsys.readouterr().err == message
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == text
 
 
 def test_every_table_is_made_and_params_yaml_is_as_it_was(made):
