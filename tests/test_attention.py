@@ -124,7 +124,7 @@ def test_location_is_attention_with_filters_for_a_batch(attention):
     location = Location(attention).build(weight)
     features = FeatureAttention(attention, 32)
     features.load_state_dict({k: v for k, v in location.state_dict().items() if k != "strength"})
-    torch.testing.assert_close(location(weight), features(weight))
+    torch.testing.assert_close(location(weight), features(weight), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

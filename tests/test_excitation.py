@@ -138,7 +138,7 @@ def test_free_starts_as_fresh_nets_and_no_longer_sees_the_weight():
         chain([Standardize(), Location(CBAM(), control=control)]) for control in ("none", "free")
     ]
     live, free = (r.build(weight, generator=torch.Generator().manual_seed(3)) for r in recipes)
-    torch.testing.assert_close(live(weight), free(weight))
+    torch.testing.assert_close(live(weight), free(weight), rtol=1e-6, atol=1e-7)
     assert {k for k, _ in free.named_parameters()} == {"location.free"}
     multiplier = free.location.multiplier(weight)
     assert torch.equal(multiplier, free.location.multiplier(weight + 1))
@@ -253,7 +253,7 @@ def test_the_thesis_s_module_has_a_closed_form():
     assert 1 < module.multiplier(weight).min() and module.multiplier(weight).max() < 5
     for p in module.parameters():
         nn.init.zeros_(p)
-    torch.testing.assert_close(module(weight), 2.75 * weight)
+    torch.testing.assert_close(module(weight), 2.75 * weight, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("recipe", CHAINS, ids=str)
