@@ -1,5 +1,7 @@
 # make                the set-up, then the whole pipeline: every table and figure (demo scale)
 # make SCALE=cpu      the same at another scale: smoke, demo, cpu, gpu or thesis
+# make evidence       the runs that ask whether excitation does anything: real CIFAR-100, an evening and
+#                     more on 2 cores; SCALE=gpu: on a GPU
 # make book           the book alone, from the results that are there: trains nothing
 # make test           the set-up, then the style checks and the tests
 # make bench          times of training, inference and a whole run, into results/benchmarks (15 minutes
@@ -35,10 +37,13 @@ $(shell rm -f $(READY) $(UV))
 endif
 endif
 
-.PHONY: all book setup test bench lab lock clean
+.PHONY: all evidence book setup test bench lab lock clean
 
 all: $(READY)
 	$(BIN)/python -m wexlib.pipeline make $(if $(SCALE),--scale $(SCALE))
+
+evidence: $(READY)
+	$(BIN)/python -m wexlib.pipeline make --evidence --scale $(or $(SCALE),cpu)
 
 book: $(READY)
 	$(BIN)/python -m wexlib.pipeline make --reports $(if $(SCALE),--scale $(SCALE))

@@ -188,10 +188,10 @@ def test_the_other_measures_by_hand():
 def test_a_bad_claims_file_is_one_sentence(home, old, new, sentence):
     path = home / "claims.yaml"
     path.write_text(path.read_text().replace(old, new, 1))
-    plans = {run: {"data": {"role": "cifar100"}} for run in ("plain", "better", "noisy", "later")}
-    plans["mixer10"] = {"data": {"role": "cifar10"}}
+    roles = dict.fromkeys(("plain", "better", "noisy", "later"), "cifar100")
+    roles["mixer10"] = "cifar10"
     with pytest.raises(ValueError, match="claim 1 of 'Theme'") as error:
-        claims.read_claims(path, plans)
+        claims.read_claims(path, roles)
     assert sentence in str(error.value)
 
 

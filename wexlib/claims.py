@@ -39,8 +39,10 @@ _CHECKED = ("claim", "where", "check")
 # --- the list -------------------------------------------------------------------------------
 
 
-def read_claims(path: Path, plans: Mapping[str, dict] | None = None) -> dict[str, list[dict]]:
-    """``claims.yaml``, checked: theme to claims; with ``plans``, every run must be one of them.
+def read_claims(path: Path, roles: Mapping[str, str] | None = None) -> dict[str, list[dict]]:
+    """``claims.yaml``, checked: theme to claims.
+
+    With ``roles``, each run's dataset role, every run that it names must be one of them.
 
     Raises:
         ValueError: one sentence that names the theme and the claim.
@@ -63,21 +65,21 @@ def read_claims(path: Path, plans: Mapping[str, dict] | None = None) -> dict[str
             choose(claim["measure"], MEASURES, f"measure in {place}:")
             choose(claim["expects"], EXPECTS, f"expects in {place}:")
             for pair in claim["pairs"]:
-                _check_pair(pair, place, plans)
+                _check_pair(pair, place, roles)
     return themes
 
 
-def _check_pair(pair: object, place: str, plans: Mapping[str, dict] | None) -> None:
+def _check_pair(pair: object, place: str, roles: Mapping[str, str] | None) -> None:
     if not isinstance(pair, list) or len(pair) != 2:
         raise ValueError(f"{place}: expected pairs of two runs, got {pair!r}")
-    if plans is None:
+    if roles is None:
         return
     for run in pair:
-        choose(run, plans, f"run in {place}:", summary="a run of params.yaml")
-    roles = [plans[run]["data"]["role"] for run in pair]
-    if roles[0] != roles[1]:
+        choose(run, roles, f"run in {place}:", summary="a run of params.yaml")
+    of, against = (roles[run] for run in pair)
+    if of != against:
         raise ValueError(
-            f"{place}: {pair[0]} is of {roles[0]} and {pair[1]} of {roles[1]}: compare runs of one"
+            f"{place}: {pair[0]} is of {of} and {pair[1]} of {against}: compare runs of one"
         )
 
 

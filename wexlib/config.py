@@ -22,6 +22,8 @@ from wexlib.names import choose
 SCALES = ("smoke", "demo", "cpu", "gpu", "thesis")
 ROLES = ("cifar10", "cifar100", "cinic10", "imagenet")
 PLAYGROUND = "playground"
+#: The role of the runs that `make evidence` starts; a scale that does not name it has none of them.
+EVIDENCE = "evidence"
 
 
 # --- what a key may hold --------------------------------------------------------------------
@@ -131,7 +133,7 @@ TRAIN = {
 _RUN_KEYS = ("model", "model_options", "we", "recipe", "train", "seeds")
 _SCALE_KEYS = ("seeds", "threads", "data", "models", "train", "recipes")
 _DATA_KEYS = ("dataset", "train", "validation", "test", "missing")
-_TOP_KEYS = ("scale", "model", "data", "we", "train", "recipes", "scales", "runs")
+_TOP_KEYS = ("scale", "evidence", "model", "data", "we", "train", "recipes", "scales", "runs")
 
 
 def _mapping(value: object, key: str, allowed: Iterable[str] | None = None) -> dict:
@@ -231,10 +233,12 @@ def read(path: Path) -> dict:
 def data_plans(params: dict, scale: str) -> dict[str, dict]:
     """What each role is at ``scale``: ``{role: {"dataset", "train", …} or {"missing"}}``."""
     spec = _scale(params, scale)
-    roles = _mapping(spec.get("data"), f"scales.{scale}.data", ROLES)
+    roles = _mapping(spec.get("data"), f"scales.{scale}.data", (*ROLES, EVIDENCE))
     plans = {}
-    for role in ROLES:
+    for role in (*ROLES, EVIDENCE):
         key = f"scales.{scale}.data.{role}"
+        if role == EVIDENCE and role not in roles:
+            continue
         if role not in roles:
             raise ValueError(f"{key} is missing: name its dataset there")
         given = _mapping(roles[role], key, _DATA_KEYS)
@@ -245,7 +249,7 @@ def data_plans(params: dict, scale: str) -> dict[str, dict]:
         plans[role] = {
             "role": role,
             "dataset": _name_in("datasets", "DATASETS")(given.get("dataset"), f"{key}.dataset"),
-            "stand_in": given["dataset"] != role,
+            "stand_in": given["dataset"] != role != EVIDENCE,
             "train": None if given.get("train") is None else count(given["train"], f"{key}.train"),
             "validation": _number(0, whole=True)(given.get("validation", 0), f"{key}.validation"),
             "test": None if given.get("test") is None else count(given["test"], f"{key}.test"),
@@ -259,6 +263,13 @@ def _scale(params: dict, scale: str) -> dict:
     if scale not in scales:
         raise ValueError(f"scales.{scale} is missing in params.yaml")
     return _mapping(scales[scale], f"scales.{scale}", _SCALE_KEYS)
+
+
+def roles(params: dict) -> dict[str, str]:
+    """The dataset role of every run of ``params.yaml``, whether or not a scale has it."""
+    return {PLAYGROUND: params["data"]} | {
+        run: role for role, runs in params["runs"].items() for run in runs
+    }
 
 
 def plan_runs(params: dict, scale: str) -> dict[str, dict]:
@@ -288,7 +299,9 @@ def plan_runs(params: dict, scale: str) -> dict[str, dict]:
             },
         )
     }
-    for role, runs in _mapping(params.get("runs"), "runs", ROLES).items():
+    for role, runs in _mapping(params.get("runs"), "runs", (*ROLES, EVIDENCE)).items():
+        if role not in datasets:
+            continue
         for name, run in _mapping(runs, f"runs.{role}").items():
             key = f"runs.{role}.{name}"
             if not re.fullmatch(r"[a-z0-9_]+(-[a-z0-9_]+)*", name) or name == PLAYGROUND:

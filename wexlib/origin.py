@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from wexlib.config import SCALES
+from wexlib.config import EVIDENCE, SCALES
 
 
 def origins(home: Path, scale: str) -> list[dict[str, str]]:
@@ -21,7 +21,8 @@ def origin(folder: Path) -> dict[str, str]:
         result = json.loads((folder / path.name).read_text(encoding="utf-8"))
         if "not_run" not in result:
             notes.append(json.loads(path.read_text(encoding="utf-8")))
-            sets.setdefault(result["data"]["dataset"], set()).add(result["data"]["role"])
+            name, role = result["data"]["dataset"], result["data"]["role"]
+            sets.setdefault(name, set()).add(name if role == EVIDENCE else role)
     if not notes:
         return {"Scale": folder.name, "Runs": "none yet"}
 

@@ -31,9 +31,11 @@ def plan(scale: str) -> None:
     from wexlib.results import read_tables
 
     home = root()
-    plans = config.write_plans(home, config.read(home / "params.yaml"), scale)
-    read_tables(home / "tables.yaml", runs=plans)
-    read_claims(home / "claims.yaml", plans)
+    params = config.read(home / "params.yaml")
+    plans = config.write_plans(home, params, scale)
+    roles = config.roles(params)
+    read_tables(home / "tables.yaml", runs=roles)
+    read_claims(home / "claims.yaml", roles)
     print(f"{len(plans)} runs planned at scale {scale}")
 
 
@@ -171,8 +173,10 @@ class Watch:
 # --- make -----------------------------------------------------------------------------------
 
 
-def make(scale: str | None, jobs: int | None, reports: bool) -> None:
+def make(scale: str | None, jobs: int | None, reports: bool, evidence: bool) -> None:
     """``dvc repro``, with as many runs at a time as there are cores; or its last stages alone.
+
+    ``evidence`` trains the runs of that role and no others.
 
     ``params.yaml`` is as it was afterwards; after a kill -9 the next call restores it.
     """
@@ -183,7 +187,7 @@ def make(scale: str | None, jobs: int | None, reports: bool) -> None:
         kept.unlink()
     text = params.read_text(encoding="utf-8")
     scale = config.choose(scale or config.read(params)["scale"], config.SCALES, "scale")
-    changed = _with_scale(text, scale)
+    changed = _with(text, scale, evidence)
     try:
         if changed != text:
             write_text(kept, text)
@@ -194,6 +198,8 @@ def make(scale: str | None, jobs: int | None, reports: bool) -> None:
                     f"no results at scale {scale}: make them first, with make SCALE={scale}"
                 )
             _call(home, "repro", "--single-item", *REPORTS)
+        elif evidence:
+            _evidence(home, scale, jobs or _jobs())
         else:
             _reproduce(home, scale, jobs or _jobs())
     finally:
@@ -203,10 +209,11 @@ def make(scale: str | None, jobs: int | None, reports: bool) -> None:
     print(f"tables: results/{scale}/tables, book: reports/book/{scale}/index.html")
 
 
-def _with_scale(text: str, scale: str) -> str:
+def _with(text: str, scale: str, evidence: bool) -> str:
     import re
 
-    return re.sub(r"(?m)^scale:[ \t]*\S+", f"scale: {scale}", text, count=1)
+    text = re.sub(r"(?m)^scale:[ \t]*\S+", f"scale: {scale}", text, count=1)
+    return re.sub(r"(?m)^evidence: \[\]", f"evidence: [{scale}]", text) if evidence else text
 
 
 def _jobs() -> int:
@@ -233,22 +240,42 @@ def _reproduce(home: Path, scale: str, jobs: int) -> None:
         return
     began = time.monotonic()
     _call(home, "repro", "plan", *(f"data@{scale}-{role}" for role in config.ROLES))
-    runs = _run_stages(home, scale)
+    roles = _roles(home, scale)
+    runs = [
+        f"playground@{scale}" if name == config.PLAYGROUND else f"run-{role}@{scale}-{name}"
+        for name, role in roles.items()
+        if role != config.EVIDENCE
+    ]
     print(f"{len(runs)} runs at scale {scale}, {jobs} at a time", flush=True)
     _shards(home, runs, jobs)
     _call(home, "repro")
     print(f"scale {scale}: done in {(time.monotonic() - began) / 60:.1f} min")
 
 
-def _run_stages(home: Path, scale: str) -> list[str]:
+def _evidence(home: Path, scale: str, jobs: int) -> None:
+    began = time.monotonic()
+    _call(home, "repro", "plan")
+    roles = _roles(home, scale)
+    runs = [name for name, role in roles.items() if role == config.EVIDENCE]
+    if not runs:
+        raise ValueError(
+            f"no evidence at scale {scale}: take cpu or gpu, with make evidence SCALE=cpu"
+        )
+    _call(home, "repro", f"evidence-data@{scale}")
+    # In the order of params.yaml, where the biggest question comes first.
+    runs = [name for name in config.read(home / "params.yaml")["runs"]["evidence"] if name in runs]
+    print(f"{len(runs)} runs of the evidence at scale {scale}, {jobs} at a time", flush=True)
+    _shards(home, [f"evidence@{scale}-{name}" for name in runs], jobs)
+    _call(home, "repro", "--single-item", *REPORTS)
+    print(f"evidence at scale {scale}: done in {(time.monotonic() - began) / 60:.1f} min")
+
+
+def _roles(home: Path, scale: str) -> dict[str, str]:
+    """The dataset role of each run that is planned at ``scale``."""
     import json
 
     plans = sorted((home / "build" / "plan" / scale).glob("*.json"))
-    roles = {p.stem: json.loads(p.read_text())["data"]["role"] for p in plans}
-    return [
-        f"playground@{scale}" if name == config.PLAYGROUND else f"run-{role}@{scale}-{name}"
-        for name, role in roles.items()
-    ]
+    return {p.stem: json.loads(p.read_text())["data"]["role"] for p in plans}
 
 
 def _call(home: Path, *words: str) -> None:
@@ -325,6 +352,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--jobs", type=int)
     command.add_argument(
         "--reports", action="store_true", help="train nothing: tables, chapters and book alone"
+    )
+    command.add_argument(
+        "--evidence", action="store_true", help="the runs of the evidence, and the reports"
     )
     command.set_defaults(function=make)
     options = vars(parser.parse_args(arguments))
