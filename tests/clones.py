@@ -17,6 +17,8 @@ KEPT = {
     "cinic10": ["resnet18-ours-ws", "resnet18-mwe"],
     "imagenet": ["imagenet-global-ws"],
 }
+#: Runs of the evidence, which the clone has at smoke too.
+EVIDENCE = ("evidence-plain", "evidence-se-ws")
 RUNS = {"playground", *(run for runs in KEPT.values() for run in runs)}
 
 
@@ -47,7 +49,12 @@ def keep_a_few_runs(folder: Path) -> None:
     """Every table stays; a row whose run goes shows another, as the chapter only reads files."""
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
-    params["runs"] = {role: {n: params["runs"][role][n] for n in KEPT[role]} for role in KEPT}
+    smoke = params["scales"]["smoke"]["data"]
+    smoke["evidence"] = dict(smoke["cifar100"])
+    kept = KEPT | {"evidence": EVIDENCE}
+    params["runs"] = {role: {n: params["runs"][role][n] for n in kept[role]} for role in kept}
+    for run in params["runs"]["evidence"].values():
+        run["seeds"] = 1
     yaml.dump(params, folder / "params.yaml")
     tables = yaml.load(folder / "tables.yaml")
     for row in (row for table in tables.values() for row in table["rows"]):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from clones import PROJECT, RUNS, clone, shell
+from clones import EVIDENCE, PROJECT, RUNS, clone, shell
 from ruamel.yaml import YAML
 
 from wexlib import pipeline
@@ -46,6 +46,30 @@ def test_every_table_is_made_and_params_yaml_is_as_it_was(made):
 
 def test_the_second_time_nothing_runs(made):
     assert "everything is up to date" in shell("python -m wexlib.pipeline make --scale smoke", made)
+
+
+def test_evidence_is_made_when_asked_and_again_to_the_last_bit(made):
+    results = made / "results" / "smoke"
+    assert not list(results.glob("evidence-*"))
+    command = "python -m wexlib.pipeline make --evidence --scale smoke"
+    shell(command, made)
+    assert {p.stem for p in results.glob("evidence-*.json")} == set(EVIDENCE)
+    assert shell("git status --short params.yaml", made) == ""
+    page = (made / "reports/book/smoke/evidence.html").read_text(encoding="utf-8")
+    assert "evidence of the scale smoke" in page
+    lost = results / "evidence-se-ws.json"
+    whole = lost.read_bytes()
+    lost.unlink()
+    shell(command, made)
+    assert lost.read_bytes() == whole
+    assert "everything is up to date" in shell("python -m wexlib.pipeline make --scale smoke", made)
+
+
+def test_a_scale_without_evidence_says_where_there_is_some(made):
+    output = shell("python -m wexlib.pipeline make --evidence --scale demo", made, fails=True)
+    assert "error: no evidence at scale demo: take cpu or gpu" in output
+    assert shell("git status --short params.yaml", made) == ""
+    shell("git checkout -q dvc.lock", made)
 
 
 OUTPUTS = (

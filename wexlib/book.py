@@ -187,7 +187,7 @@ def number(soup: BeautifulSoup) -> list[tuple[str, str, str]]:
     for node in soup.find_all(["p", "figure"]):
         image = node.find("img") if node.name == "figure" else None
         text = image["alt"] if image else node.get_text()
-        found = re.match(r"((?:Table|Figure) \d+\.\d+)\. ([^.]+)", text)
+        found = re.match(r"((?:Table|Figure) (?:\d+|E)\.\d+)\. ([^.]+)", text)
         if not found or found[1] in numbered:
             continue
         node["id"] = re.sub(r"[ .]", "-", found[1].lower())

@@ -26,39 +26,36 @@ class Run:
         return {seed: list(group[column]) for seed, group in rows.groupby("seed")}
 
 
-def accuracy(of: Run, against: Run, expects: str) -> dict:
-    """Test accuracy at the last epoch, in percentage points."""
-    return paired(of.last("test_last"), against.last("test_last"))
+def accuracy(run: Run) -> dict[int, float]:
+    """Test accuracy at the last epoch, in percent."""
+    return run.last("test_last")
 
 
-def early_accuracy(of: Run, against: Run, expects: str) -> dict:
-    """Test accuracy after 3/5 of the epochs: the thesis's 30 of 50."""
-
-    def early(run: Run) -> dict[int, float]:
-        curves = run.curve("test_accuracy")
-        return {seed: curve[max(round(0.6 * len(curve)), 1) - 1] for seed, curve in curves.items()}
-
-    return paired(early(of), early(against))
+def early_accuracy(run: Run) -> dict[int, float]:
+    """Test accuracy after 3/5 of the epochs, in percent: the thesis's 30 of 50."""
+    curves = run.curve("test_accuracy")
+    return {seed: curve[max(round(0.6 * len(curve)), 1) - 1] for seed, curve in curves.items()}
 
 
-def gap(of: Run, against: Run, expects: str) -> dict:
-    """Training minus validation accuracy at the last epoch."""
-
-    def gaps(run: Run) -> dict[int, float]:
-        train, held_out = run.last("train_last"), run.last("validation_last")
-        return {s: train[s] - held_out[s] for s in train if held_out[s] is not None}
-
-    return paired(gaps(of), gaps(against))
+def gap(run: Run) -> dict[int, float]:
+    """Training minus validation accuracy at the last epoch, in percentage points."""
+    train, held_out = run.last("train_last"), run.last("validation_last")
+    return {s: train[s] - held_out[s] for s in train if held_out[s] is not None}
 
 
-def rough(of: Run, against: Run, expects: str) -> dict:
+def rough(run: Run) -> dict[int, float]:
     """Roughness of the validation accuracy's curve (:func:`wexlib.statistics.roughness`)."""
+    curves = run.curve("validation_accuracy")
+    return {seed: roughness(curve) for seed, curve in curves.items() if len(curve) > 2}
 
-    def rougher(run: Run) -> dict[int, float]:
-        curves = run.curve("validation_accuracy")
-        return {seed: roughness(curve) for seed, curve in curves.items() if len(curve) > 2}
 
-    return paired(rougher(of), rougher(against))
+#: What a run alone has of each seed, and its name and unit for a reader.
+VALUES: dict[str, tuple[Callable[[Run], dict[int, float]], str]] = {
+    "accuracy": (accuracy, "accuracy (points)"),
+    "early_accuracy": (early_accuracy, "accuracy after 3/5 of the epochs (points)"),
+    "gap": (gap, "training − validation (points)"),
+    "roughness": (rough, "roughness (points)"),
+}
 
 
 def epochs(of: Run, against: Run, expects: str) -> dict:
@@ -112,12 +109,13 @@ def every_epoch(of: Run, against: Run, expects: str) -> dict:
     return max(found, key=lambda each: each["p"])
 
 
+def _difference(value: Callable[[Run], dict[int, float]]) -> Callable[[Run, Run, str], dict]:
+    return lambda of, against, expects: paired(value(of), value(against))
+
+
 #: What is compared: the function, and its name and unit for a reader.
 MEASURES: dict[str, tuple[Callable[[Run, Run, str], dict], str]] = {
-    "accuracy": (accuracy, "accuracy (points)"),
-    "early_accuracy": (early_accuracy, "accuracy after 3/5 of the epochs (points)"),
+    **{key: (_difference(value), name) for key, (value, name) in VALUES.items()},
     "every_epoch": (every_epoch, "accuracy, every epoch (points)"),
-    "gap": (gap, "training − validation (points)"),
-    "roughness": (rough, "roughness (points)"),
     "epochs": (epochs, "epochs to 9/10 of the other's accuracy"),
 }

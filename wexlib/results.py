@@ -22,7 +22,7 @@ PROTOCOLS = {
     "test_best_epoch": "test accuracy at the best epoch on the test set (the thesis's protocol)",
 }
 
-_TABLE_KEYS = ("title", "setting", "remark", "curves", "rows")
+_TABLE_KEYS = ("title", "setting", "remark", "curves", "scales", "rows")
 _ROW_KEYS = ("row", "run", "thesis", "plain", "ours", "remark")
 
 
@@ -38,6 +38,8 @@ def read_tables(path: Path, runs: Sequence[str] | Mapping | None = None) -> dict
     for number, table in tables.items():
         for key in table:
             choose(key, _TABLE_KEYS, f"key in table {number}:")
+        for name in table.get("scales", ()):
+            choose(name, SCALES, f"scale of table {number}:")
         for i, row in enumerate(table["rows"], 1):
             place = f"table {number}, row {i}"
             for key in row:
@@ -266,7 +268,8 @@ def _beside(number: str, scale: str, protocol: str, seeds: Sequence[int] | None,
 def write_tables(scale: str) -> list[str]:
     """Write each table as ``results/<scale>/tables/table_6_2.{csv,md,tex}``; return their names."""
     tables = read_tables(root() / "tables.yaml")
-    for number in tables:
+    numbers = [number for number, entry in tables.items() if scale in entry.get("scales", SCALES)]
+    for number in numbers:
         stem = root() / "results" / scale / "tables" / f"table_{number.replace('.', '_')}"
         frame, shown, text = _shown(number, scale, "test_last")
         write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
@@ -282,7 +285,7 @@ def write_tables(scale: str) -> list[str]:
                 column_format="l" + "r" * (latex.shape[1] - 1),
             ),
         )
-    return list(tables)
+    return numbers
 
 
 def _latex(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Paired differences with their intervals, Holm's correction, the roughness of a curve."""
+"""Paired differences, their intervals and bounds, Holm's correction, the roughness of a curve."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,9 @@ def paired(ours: Mapping[int, float], plain: Mapping[int, float]) -> dict:
     n, nan = len(differences), math.nan
     if not n:
         return {"difference": nan, "low": nan, "high": nan, "p": nan, "pairs": 0}
-    mean = sum(differences) / n
-    found = {"difference": mean, "low": nan, "high": nan, "p": nan, "pairs": n}
+    found = {"difference": sum(differences) / n, "low": nan, "high": nan, "p": nan, "pairs": n}
     if n >= PAIRS_FOR_INTERVAL:
-        error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+        _, mean, error = _mean_and_error(differences)
         half = stats.t.ppf(0.975, n - 1) * error
         found |= {"low": mean - half, "high": mean + half}
         # Differences of rounded numbers that are all equal differ in their last bits.
@@ -43,6 +42,48 @@ def holm(ps: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, ps[i] * (len(order) - k)))
         adjusted[i] = running
     return adjusted
+
+
+def equivalence(differences: Sequence[float], margin: float) -> tuple[float, float]:
+    """p of two one-sided t-tests against ±margin (Schuirmann 1987), and the least margin for 5 %.
+
+    With m the mean of the n differences and e = sd/√n, p = P(T_{n−1} > (margin − |m|)/e), and the
+    margin at which p is 5 % is |m| + t(0.95, n − 1)·e, the far end of the 90 % interval.
+    """
+    from scipy import stats
+
+    n, mean, error = _mean_and_error(differences)
+    bound = abs(mean) + stats.t.ppf(1 - LEVEL, n - 1) * error
+    if not error:
+        return float(abs(mean) >= margin), bound
+    return stats.t.sf((margin - abs(mean)) / error, n - 1), bound
+
+
+def detectable(differences: Sequence[float], power: float = 0.8) -> float:
+    """The true mean difference that a two-sided paired t-test at 5 % finds with this power.
+
+    From n and the sd of ``differences``: the δ at which the noncentral t of n − 1 degrees of
+    freedom and noncentrality δ·√n/sd lies outside ±t(0.975, n − 1) with probability ``power``.
+    """
+    from scipy import optimize, stats
+
+    n, _, error = _mean_and_error(differences)
+    if not error:
+        return 0.0
+    edge = stats.t.ppf(1 - LEVEL / 2, n - 1)
+
+    def missed(c: float) -> float:
+        found = stats.nct.sf(edge, n - 1, c) + stats.nct.cdf(-edge, n - 1, c)
+        return power - found
+
+    return optimize.brentq(missed, 0, 2 * edge + 3) * error
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[int, float, float]:
+    """n, the mean, and its standard error sd/√n."""
+    n = len(values)
+    mean = sum(values) / n
+    return n, mean, math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
 
 
 def roughness(curve: Sequence[float]) -> float:
