@@ -1,9 +1,25 @@
 """What more than one test file uses."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from clones import PROJECT, clone, keep_a_few_runs, shell
+
+BROWSERS = ("google-chrome", "chromium", "chromium-browser")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no page is tried in a browser: none of {', '.join(BROWSERS)} is found")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--disable-gpu"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -300,21 +300,7 @@ def test_what_is_cited_is_in_the_bibliography():
 
 # --- In a browser --------------------------------------------------------------------------------
 
-BROWSERS = ("google-chrome", "chromium", "chromium-browser")
 VIEWS = [(width, theme) for width in (390, 1280) for theme in ("light", "dark")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"the book is not tried in a browser: none of {', '.join(BROWSERS)} is found")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
