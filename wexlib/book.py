@@ -20,6 +20,8 @@ from wexlib.origin import origins
 from wexlib.typeset import code_style, markdown
 
 HEADINGS = ("h1", "h2", "h3")
+#: The pages of ``docs``; the API stands before the last.
+DOCUMENTS = ("thesis", "methods", "bibliography")
 
 
 @dataclass
@@ -206,6 +208,11 @@ def number(soup: BeautifulSoup) -> list[tuple[str, str, str]]:
 # --- The book ------------------------------------------------------------------------------------
 
 
+def _place(label: str) -> tuple[bool, list[int]]:
+    """Where "Table 6.10" stands in the contents: by number, and the evidence's E.1 after all."""
+    return " E." in label, [int(number) for number in re.findall(r"\d+", label)]
+
+
 def build(home: Path, scale: str) -> list[Page]:
     """Write ``reports/book/<scale>`` anew and return its pages, the contents page first."""
     from wexlib.reference import reference
@@ -213,7 +220,7 @@ def build(home: Path, scale: str) -> list[Page]:
     templates, target = home / "book", home / "reports" / "book" / scale
     executed = {name: home / "reports" / scale / f"{name}.ipynb" for name in chapters(home)}
     links = {path.name: f"{name}.html" for name, path in executed.items() if path.is_file()}
-    links |= {"methods.md": "methods.html", "bibliography.md": "bibliography.html"}
+    links |= {f"{name}.md": f"{name}.html" for name in DOCUMENTS}
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     pages = []
@@ -229,7 +236,7 @@ def build(home: Path, scale: str) -> list[Page]:
             (target / file).parent.mkdir(exist_ok=True)
             (target / file).write_bytes(content)
         pages.append(page(name, body, links | {Path(file).name: file for file in figures}))
-    for name in ("methods", "bibliography"):
+    for name in DOCUMENTS:
         text = (home / "docs" / f"{name}.md").read_text(encoding="utf-8")
         pages.append(page(name, markdown(text), links))
     pages.insert(-1, page("api", markdown(reference()), links))
@@ -241,7 +248,7 @@ def build(home: Path, scale: str) -> list[Page]:
         lstrip_blocks=True,
     )
     numbered = [(page.name, *entry) for page in made for entry in page.numbered]
-    numbered.sort(key=lambda entry: [int(n) for n in re.findall(r"\d+", entry[2])])
+    numbered.sort(key=lambda entry: _place(entry[2]))
     contents = environment.get_template("contents.html.j2").render(pages=pages, numbered=numbered)
     made.insert(0, Page("index", "Contents", contents))
     shared = {"pages": made, "origins": origins(home, scale)}

@@ -7,13 +7,16 @@ from wexlib.files import root, write_text
 
 MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
 #: The table that stands in the README.
-README_TABLE = "table_6_2.md"
+README_TABLE = "table_E_1.md"
 
 
 def readme_block(scale: str) -> str:
-    """Table 6.2 at ``scale``, as the stage ``tables`` wrote it."""
+    """The evidence's factorial at ``scale``, as the stage ``tables`` wrote it, and its reading."""
+    from wexlib.evidence import cells, compare, effects, reading
+
     path = root() / "results" / scale / "tables" / README_TABLE
-    return path.read_text(encoding="utf-8").rstrip()
+    table = path.read_text(encoding="utf-8").rstrip()
+    return f"{table}\n\n{reading(compare(effects(cells()), scale))}"
 
 
 def with_block(text: str, block: str) -> str:
