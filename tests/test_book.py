@@ -109,7 +109,7 @@ def parsed(path: Path) -> BeautifulSoup:
 def test_chapters_come_by_number_and_the_other_notebooks_after():
     names = book.chapters(PROJECT)
     assert [name[:3] for name in names[:8]] == [f"0{n}_" for n in range(1, 9)]
-    assert names[8:] == ["speed", "your_own"]
+    assert names[8:] == ["evidence", "speed", "your_own"]
 
 
 def test_code_is_folded_and_set_up_is_one_fold(first):
