@@ -65,7 +65,7 @@ def test_the_main_effect_is_the_mean_over_cells(home):
     frame = evidence.compare(evidence.effects(evidence.cells()), "cpu", home=home)
     assert frame["difference"][0] == pytest.approx((4 + 6 + 4 - 1) / 4)
     said = evidence.reading(frame)
-    assert "by +3.25 [+3.25, +3.25] points" in said and "magnitude −2.50 [" in said
+    assert "by +3.25 [3.25, 3.25] points" in said and "magnitude −2.50 [" in said
 
 
 def test_four_seeds_give_an_interval_and_no_verdict(home):

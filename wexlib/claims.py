@@ -19,6 +19,7 @@ from wexlib.files import root
 from wexlib.measures import MEASURES, Run
 from wexlib.names import choose
 from wexlib.result_files import EMBEDDED, older_code, read_curves, read_result
+from wexlib.results import difference
 from wexlib.statistics import LEVEL, PAIRS_FOR_VERDICT, holm, paired
 
 EXPECTS = ("higher", "lower", "not higher")
@@ -186,13 +187,6 @@ def _verdict(row) -> str:
 
 def show(frame: pd.DataFrame) -> str:
     """Claims as a Markdown table; a claim is named at the first of its rows."""
-
-    def number(x: float, sign: str = "") -> str:
-        return f"{x:{sign}.2f}".replace("-", "−")
-
-    def difference(row) -> str:
-        interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
-        return number(row.difference, "+") + interval if row.n else "–"
 
     rows = list(frame.itertuples())
     again = list(frame.duplicated(["theme", "claim"]))

@@ -16,6 +16,7 @@ from wexlib.config import EVIDENCE, SCALES
 from wexlib.files import root
 from wexlib.measures import VALUES, Run
 from wexlib.result_files import read_curves, read_result
+from wexlib.results import difference, number
 from wexlib.statistics import LEVEL, PAIRS_FOR_VERDICT, detectable, equivalence, holm, paired
 
 #: The excitations of the factorial, as runs name them, and their names for a reader.
@@ -178,17 +179,8 @@ def at_best_rate(chosen: pd.DataFrame) -> dict[tuple[str, bool], str]:
 # --- for a reader ---------------------------------------------------------------------------
 
 
-def _number(x: float, form: str = "+.2f") -> str:
-    return "–" if math.isnan(x) else f"{x:{form}}".replace("-", "−")
-
-
 def _p(p: float) -> str:
     return "–" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("-", "−")
-
-
-def _difference(row) -> str:
-    interval = "" if math.isnan(row.low) else f" [{_number(row.low)}, {_number(row.high)}]"
-    return _number(row.difference) + interval
 
 
 def show(frame: pd.DataFrame, *, bounds: bool = True) -> str:
@@ -196,7 +188,7 @@ def show(frame: pd.DataFrame, *, bounds: bool = True) -> str:
     rows = list(frame.itertuples())
     shown = {
         "contrast": [row.contrast for row in rows],
-        "difference (points)": [_difference(row) for row in rows],
+        "difference (points)": [difference(row) for row in rows],
         "n": [row.n for row in rows],
         "p (Holm)": [_p(row.p_holm) for row in rows],
         "verdict": [row.verdict for row in rows],
@@ -204,8 +196,8 @@ def show(frame: pd.DataFrame, *, bounds: bool = True) -> str:
     if bounds:
         shown |= {
             f"p within ±{MARGIN} (Holm)": [_p(row.p_equivalence) for row in rows],
-            "no larger than (95 %)": [_number(row.bound, ".2f") for row in rows],
-            "would be seen (4 of 5)": [_number(row.detectable, ".2f") for row in rows],
+            "no larger than (95 %)": [number(row.bound) for row in rows],
+            "would be seen (4 of 5)": [number(row.detectable) for row in rows],
         }
     return pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
 
@@ -224,7 +216,7 @@ def reading(frame: pd.DataFrame) -> str:
     rows = {row.contrast: row for row in frame.itertuples()}
 
     def said(row) -> str:
-        return f"{_difference(row)} points ({row.verdict})"
+        return f"{difference(row)} points ({row.verdict})"
 
     means = [f"{name} {said(rows[f'{name}, mean of both'])}" for name in EXCITATIONS.values()]
     return (

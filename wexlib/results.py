@@ -171,14 +171,22 @@ def caption(number: str, frame: pd.DataFrame, scale: str, protocol: str = "test_
     )
 
 
+def number(x: float, sign: str = "") -> str:
+    """Two decimals, a minus that is one, and a dash for NaN."""
+    return "–" if math.isnan(x) else f"{x:{sign}.2f}".replace("-", "−")
+
+
+def difference(row) -> str:
+    """A row's difference with its interval, if it has one."""
+    interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
+    return number(row.difference, "+") + interval
+
+
 def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
     """The frame for a reader: rounded, dashes where there is nothing.
 
     ``curves`` shows the gap and the roughness too; the thesis's column goes where it has nothing.
     """
-
-    def number(x: float, sign: str = "") -> str:
-        return "–" if math.isnan(x) else f"{x:{sign}.2f}".replace("-", "−")
 
     def ours(row) -> str:
         if row.status:
@@ -186,10 +194,6 @@ def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
         if not row.n:
             return "–"
         return number(row.mean) + ("" if math.isnan(row.sd) else f" ± {row.sd:.2f}")
-
-    def difference(row) -> str:
-        interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
-        return number(row.difference, "+") + interval
 
     rows = list(frame.itertuples())
     shown = {"row": [row.row for row in rows]}
