@@ -19,7 +19,7 @@ from wexlib.files import root
 from wexlib.measures import MEASURES, Run
 from wexlib.names import choose
 from wexlib.result_files import EMBEDDED, older_code, read_curves, read_result
-from wexlib.results import difference
+from wexlib.results import difference, p_value
 from wexlib.statistics import LEVEL, PAIRS_FOR_VERDICT, holm, paired
 
 EXPECTS = ("higher", "lower", "not higher")
@@ -197,7 +197,7 @@ def show(frame: pd.DataFrame) -> str:
         "compared": [row.found or f"{row.compared}: {row.measure}" for row in rows],
         "on": [f"{row.scale}: {row.data}, n = {row.n}" if row.n else "–" for row in rows],
         "difference": [difference(row) for row in rows],
-        "p (Holm)": ["–" if math.isnan(row.p_holm) else f"{row.p_holm:.3f}" for row in rows],
+        "p (Holm)": [p_value(row.p_holm) for row in rows],
         "verdict": [row.verdict for row in rows],
         "remark": [row.remark for row in rows],
     }

@@ -16,7 +16,7 @@ from wexlib.config import EVIDENCE, SCALES
 from wexlib.files import root
 from wexlib.measures import VALUES, Run
 from wexlib.result_files import read_curves, read_result
-from wexlib.results import difference, number
+from wexlib.results import difference, number, p_value
 from wexlib.statistics import LEVEL, PAIRS_FOR_VERDICT, detectable, equivalence, holm, paired
 
 #: The excitations of the factorial, as runs name them, and their names for a reader.
@@ -179,10 +179,6 @@ def at_best_rate(chosen: pd.DataFrame) -> dict[tuple[str, bool], str]:
 # --- for a reader ---------------------------------------------------------------------------
 
 
-def _p(p: float) -> str:
-    return "–" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("-", "−")
-
-
 def show(frame: pd.DataFrame, *, bounds: bool = True) -> str:
     """A frame of :func:`compare` as Markdown, with the bounds unless told."""
     rows = list(frame.itertuples())
@@ -190,14 +186,14 @@ def show(frame: pd.DataFrame, *, bounds: bool = True) -> str:
         "contrast": [row.contrast for row in rows],
         "difference (points)": [difference(row) for row in rows],
         "n": [row.n for row in rows],
-        "p (Holm)": [_p(row.p_holm) for row in rows],
+        "p (Holm)": [p_value(row.p_holm) for row in rows],
         "verdict": [row.verdict for row in rows],
     }
     if bounds:
         shown |= {
-            f"p within ±{MARGIN} (Holm)": [_p(row.p_equivalence) for row in rows],
-            "no larger than (95 %)": [number(row.bound) for row in rows],
-            "would be seen (4 of 5)": [number(row.detectable) for row in rows],
+            f"p of ±{MARGIN}": [p_value(row.p_equivalence) for row in rows],
+            "at most": [number(row.bound) for row in rows],
+            "detectable": [number(row.detectable) for row in rows],
         }
     return pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
 

@@ -176,6 +176,11 @@ def number(x: float, sign: str = "") -> str:
     return "–" if math.isnan(x) else f"{x:{sign}.2f}".replace("-", "−")
 
 
+def p_value(p: float) -> str:
+    """Three decimals, and what they would round to nothing as such."""
+    return "–" if math.isnan(p) else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
 def difference(row) -> str:
     """A row's difference with its interval, if it has one."""
     interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
@@ -208,7 +213,7 @@ def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
         shown["gap (points)"] = [number(row.gap, "+") for row in rows]
         shown["roughness (points)"] = [number(row.roughness) for row in rows]
     if any(frame["verdict"]):
-        shown["p (Holm)"] = ["–" if math.isnan(r.p_holm) else f"{r.p_holm:.3f}" for r in rows]
+        shown["p (Holm)"] = [p_value(row.p_holm) for row in rows]
         shown["verdict"] = [row.verdict or "–" for row in rows]
     return pd.DataFrame(shown | {"remark": [row.remark for row in rows]})
 
