@@ -17,7 +17,15 @@ from wexlib.files import root
 from wexlib.measures import VALUES, Run
 from wexlib.result_files import read_curves, read_result
 from wexlib.results import difference, number, p_value
-from wexlib.statistics import LEVEL, PAIRS_FOR_VERDICT, detectable, equivalence, holm, paired
+from wexlib.statistics import (
+    LEVEL,
+    PAIRS_FOR_VERDICT,
+    detectable,
+    equivalence,
+    holm,
+    paired,
+    seeds_needed,
+)
 
 #: The excitations of the factorial, as runs name them, and their names for a reader.
 EXCITATIONS = {"se": "SE", "ours": "CBAM with skips", "mwe": "magnitude"}
@@ -25,6 +33,11 @@ EXCITATIONS = {"se": "SE", "ours": "CBAM with skips", "mwe": "magnitude"}
 MARGIN = 0.5
 #: The rates tried, as runs name them; the factorial's own is between the two.
 RATES = ("low", "", "high")
+#: The controls of SE's gate, as runs name them.
+CONTROLS = ("free", "frozen", "mean")
+
+#: What :func:`compare` says about how little could be seen.
+BOUNDS = ("p_equivalence", "low_90", "high_90", "detectable", "detectable_holm", "seeds")
 
 Contrast = Mapping[str, float]
 
@@ -101,31 +114,40 @@ def compare(
 ) -> pd.DataFrame:
     """Each contrast on the seeds that all its runs have.
 
-    Columns: contrast, difference, low, high (95 %), p, p_holm, n, verdict, p_equivalence, bound,
-    detectable. ``p_equivalence`` is that of two one-sided tests against ±:data:`MARGIN`, by Holm's
-    correction too; ``bound`` the smallest margin at which they alone would give 5 %;
-    ``detectable`` the true difference that this n finds in four of five such experiments. All three
-    are of accuracy only, and they and verdicts take five seeds.
+    Columns: contrast, difference, low, high (95 %), p, p_holm, n, verdict, p_equivalence, low_90,
+    high_90, detectable, detectable_holm, seeds. The family of Holm's correction is ``contrasts``,
+    those that have not run too. ``p_equivalence`` is that of two one-sided tests against
+    ±:data:`MARGIN`, by Holm's correction too, and belongs to the 90 % interval; ``detectable`` the
+    true difference that this n finds in four of five such experiments at 5 %, and at the 5 % over
+    the family of Holm's first step; ``seeds`` those with which two one-sided tests would find "no
+    difference" as often, if there were none. All these are of accuracy only, and they and verdicts
+    take five seeds.
+
+    Raises:
+        ValueError: two runs of a contrast were made on different data.
     """
     rows = []
     for name, weights in contrasts.items():
+        data = [result["data"] for run in weights if (result := read_result(scale, run, home))]
+        if any(other != data[0] for other in data[1:]):
+            raise ValueError(f"{name}: its runs are of different data: make the older ones again")
         found = {run: values(run, scale, measure, home) for run in weights}
         seeds = sorted(set.intersection(*map(set, found.values())))
         sums = {s: sum(w * found[run][s] for run, w in weights.items()) for s in seeds}
         row = paired(sums, dict.fromkeys(seeds, 0.0))
         enough = row["pairs"] >= PAIRS_FOR_VERDICT
-        bounds = dict.fromkeys(("p_equivalence", "bound", "detectable"), math.nan)
+        bounds = dict.fromkeys(BOUNDS, math.nan)
         if enough and measure == "accuracy":
-            p, bound = equivalence(list(sums.values()), MARGIN)
-            least = detectable(list(sums.values()))
-            bounds = {"p_equivalence": p, "bound": bound, "detectable": least}
+            d = list(sums.values())
+            least = [detectable(d, level) for level in (LEVEL, LEVEL / len(contrasts))]
+            found = (*equivalence(d, MARGIN), *least, seeds_needed(d, MARGIN))
+            bounds = dict(zip(BOUNDS, found, strict=True))
         rows.append({"contrast": name} | row | bounds | {"enough": enough})
     frame = pd.DataFrame(rows).rename(columns={"pairs": "n"})
-    frame["p_holm"] = holm(list(frame["p"].where(frame["enough"])))
-    frame["p_equivalence"] = holm(list(frame["p_equivalence"]))
+    frame["p_holm"] = holm(list(frame["p"].where(frame["enough"])), len(frame))
+    frame["p_equivalence"] = holm(list(frame["p_equivalence"]), len(frame))
     frame["verdict"] = [_verdict(row) for row in frame.itertuples()]
-    columns = "contrast difference low high p p_holm n verdict p_equivalence bound detectable"
-    return frame[columns.split()]
+    return frame[["contrast", "difference", "low", "high", "p", "p_holm", "n", "verdict", *BOUNDS]]
 
 
 def _verdict(row) -> str:
@@ -141,8 +163,13 @@ def _verdict(row) -> str:
 def rates(scale: str, home: Path | None = None) -> pd.DataFrame:
     """The factorial's cells at three peak rates, and which is best on the validation split.
 
+    On the seeds that all three rates have, one at first. Where a side rate is best there it is run
+    on the others too, and decides against the middle one on all that the two share; a tie is the
+    middle one's.
+
     Columns: cell, a column for each rate (validation accuracy in percent, mean over the seeds that
-    all the cell's rates have), best (the rate), run (that ran at it), test (its mean), n.
+    all rates have), best (the rate), seeds (that the decision rests on), run (that ran at it), test
+    (its mean), n.
     """
     rows = []
     for key in cells():
@@ -150,24 +177,32 @@ def rates(scale: str, home: Path | None = None) -> pd.DataFrame:
         tried = {run: read_result(scale, run, home) for run in runs}
         if not all(tried.values()):
             continue
-        shared = set.intersection(*(set(result["seeds"]) for result in tried.values()))
-        scores = {}
-        for run, result in tried.items():
-            validation = dict(zip(result["seeds"], result["validation_last"], strict=True))
-            scores[run] = sum(validation[seed] for seed in shared) / len(shared)
-        best = max(scores, key=scores.get)
+        scores, _ = _validation(list(tried.values()))
+        middle, best = cell(*key), max(runs, key=lambda run: scores[runs.index(run)])
+        pair, seeds = _validation([tried[middle], tried[best]])
+        if pair[1] <= pair[0]:
+            best = middle
         test = tried[best]["test_last"]
+        rates = [result["config"]["train"]["lr"] for result in tried.values()]
         rows.append(
-            {"cell": short(cell(*key))}
-            | {tried[run]["config"]["train"]["lr"]: score for run, score in scores.items()}
+            {"cell": short(middle)}
+            | dict(zip(rates, scores, strict=True))
             | {
                 "best": tried[best]["config"]["train"]["lr"],
+                "seeds": seeds,
                 "run": best,
                 "test": sum(test) / len(test),
                 "n": len(test),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _validation(results: list[dict]) -> tuple[list[float], int]:
+    """Each result's mean validation accuracy over the seeds that all have, and their number."""
+    found = [dict(zip(r["seeds"], r["validation_last"], strict=True)) for r in results]
+    shared = set.intersection(*map(set, found))
+    return [sum(each[seed] for seed in shared) / len(shared) for each in found], len(shared)
 
 
 def at_best_rate(chosen: pd.DataFrame) -> dict[tuple[str, bool], str]:
@@ -184,17 +219,26 @@ def show(frame: pd.DataFrame, *, bounds: bool = True) -> str:
     rows = list(frame.itertuples())
     shown = {
         "contrast": [row.contrast for row in rows],
-        "difference (points)": [difference(row) for row in rows],
+        "points [95 %]": [difference(row) for row in rows],
         "n": [row.n for row in rows],
-        "p (Holm)": [p_value(row.p_holm) for row in rows],
+        f"p (Holm, {len(rows)})": [p_value(row.p_holm) for row in rows],
         "verdict": [row.verdict for row in rows],
     }
     if bounds:
-        shown |= {
-            f"p of ±{MARGIN}": [p_value(row.p_equivalence) for row in rows],
-            "at most": [number(row.bound) for row in rows],
-            "detectable": [number(row.detectable) for row in rows],
-        }
+        shown[f"p of ±{MARGIN}"] = [p_value(row.p_equivalence) for row in rows]
+    return pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
+
+
+def show_bounds(frame: pd.DataFrame) -> str:
+    """How little could be seen, of a frame of :func:`compare`, as Markdown."""
+    rows = [row for row in frame.itertuples() if not math.isnan(row.detectable)]
+    shown = {
+        "contrast": [row.contrast for row in rows],
+        "90 % interval": [f"[{number(row.low_90)}, {number(row.high_90)}]" for row in rows],
+        "detectable": [number(row.detectable) for row in rows],
+        f"detectable (Holm, {len(frame)})": [number(row.detectable_holm) for row in rows],
+        f"seeds for ±{MARGIN}": [f"{row.seeds:.0f}" for row in rows],
+    }
     return pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
 
 
@@ -202,7 +246,7 @@ def show_rates(frame: pd.DataFrame) -> str:
     """A frame of :func:`rates` as Markdown."""
     shown = frame.drop(columns="run").rename(
         columns={name: f"validation at {name:g} (%)" for name in frame if isinstance(name, float)}
-        | {"best": "best rate", "test": "test there (%)"}
+        | {"best": "best rate", "seeds": "on seeds", "test": "test there (%)"}
     )
     return shown.to_markdown(index=False, floatfmt=".2f")
 
@@ -217,8 +261,8 @@ def reading(frame: pd.DataFrame) -> str:
     means = [f"{name} {said(rows[f'{name}, mean of both'])}" for name in EXCITATIONS.values()]
     return (
         f"Standardization changes the test accuracy by {said(rows['WS'])}, the mean over four "
-        f"cells, n = {rows['WS'].n}. Excitation does so, with and without it, by: "
-        f"{'; '.join(means)}."
+        f"cells, n = {rows['WS'].n}. Excitation, the mean of its differences with and without "
+        f"standardization: {'; '.join(means)}."
     )
 
 
@@ -234,12 +278,23 @@ def scores(runs: Mapping[tuple[str, bool], str], scale: str) -> pd.DataFrame:
 
 
 def cost(scale: str, home: Path | None = None) -> pd.DataFrame:
-    """What the evidence took, by model: runs, seeds trained, and hours of one core or GPU."""
+    """What the evidence took, by part: runs, seeds trained, and hours of one core or GPU."""
     folder = (home or root()) / "results" / scale
     rows = []
     for path in sorted(folder.glob(f"{EVIDENCE}-*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        seeds = len(json.loads(path.read_text(encoding="utf-8"))["seeds"])
         note = json.loads((folder / "provenance" / path.name).read_text(encoding="utf-8"))
-        rows.append((result["config"]["model"], 1, len(result["seeds"]), note["seconds"] / 3600))
-    frame = pd.DataFrame(rows, columns=["model", "runs", "seeds", "hours"])
-    return frame.groupby("model", as_index=False).sum()
+        rows.append((_part(path.stem), 1, seeds, note["seconds"] / 3600))
+    frame = pd.DataFrame(rows, columns=["part", "runs", "seeds", "hours"])
+    frame = frame.groupby("part", as_index=False, sort=False).sum()
+    frame.loc[len(frame)] = ["all", *frame.drop(columns="part").sum()]
+    return frame
+
+
+def _part(run: str) -> str:
+    words = short(run).split("-")
+    if {"resnext", "mixer"} & set(words):
+        return words[0]
+    if set(CONTROLS) & set(words):
+        return "controls"
+    return "rates" if set(filter(None, RATES)) & set(words) else "factorial"

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wexlib.evidence import MARGIN
+from wexlib.evidence import MARGIN, cells, short
 from wexlib.figures import MARKERS
 
 
@@ -31,7 +31,7 @@ def factorial(frame: pd.DataFrame, title: str) -> Figure:
                     color=f"C{i}",
                     marker=MARKERS[i],
                     capsize=3,
-                    label=label if place == 0 else None,
+                    label=f"{label}: mean, 95 %" if place == 0 else None,
                 )
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="excitation", ylabel="test accuracy (%)", title=title)
@@ -57,7 +57,7 @@ def effects(frame: pd.DataFrame, title: str) -> Figure:
     rows = frame.dropna(subset=["low"])
     figure = Figure(figsize=(6.4, 1.3 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    axes.axvspan(-MARGIN, MARGIN, color="0.88", label=f"within ±{MARGIN} points")
+    axes.axvspan(-MARGIN, MARGIN, color="0.88", label=f"±{MARGIN} points")
     axes.axvline(0, color="black", linewidth=0.8)
     for i, verdict in enumerate(dict.fromkeys(rows["verdict"])):
         chosen = rows["verdict"] == verdict
@@ -88,13 +88,15 @@ def rates(frame: pd.DataFrame, title: str) -> Figure:
     tried = [name for name in frame if isinstance(name, float)]
     figure = Figure(figsize=(6.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    for i, row in frame.iterrows():
+    places = {short(run): place for place, run in enumerate(cells().values())}
+    for _, row in frame.iterrows():
+        ws, i = divmod(places[row["cell"]], len(places) // 2)
         axes.plot(
             tried,
             [row[rate] for rate in tried],
-            color=f"C{i % 4}",
-            marker=MARKERS[i % 4],
-            linestyle="--" if i < 4 else "-",
+            color=f"C{i}",
+            marker=MARKERS[i],
+            linestyle="-" if ws else "--",
             label=row["cell"],
         )
     axes.set_xscale("log")

@@ -137,7 +137,7 @@ def magnitude_functions(names: Sequence[str], title: str, *, eps: float) -> Figu
     curves = {}
     for name in names:
         if name in magnitude.UNSCALED:
-            curves[name] = magnitude.UNSCALED[name](u) * 2 * math.log10(2)
+            curves[f"{name} ÷ 1.661"] = magnitude.UNSCALED[name](u) * 2 * math.log10(2)
         else:
             curves[name] = magnitude.SCALED[name](u)
     return _against_identity(u, curves, title)

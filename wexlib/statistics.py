@@ -31,52 +31,72 @@ def paired(ours: Mapping[int, float], plain: Mapping[int, float]) -> dict:
     return found
 
 
-def holm(ps: Sequence[float]) -> list[float]:
+def holm(ps: Sequence[float], family: int | None = None) -> list[float]:
     """Holm's (1979) adjusted p: the k-th smallest of m times m − k + 1, never falling, at most 1.
 
-    NaN stays NaN and does not count.
+    NaN stays NaN. m is the number of the others, or ``family``, where tests are still to be made.
     """
     order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
     adjusted, running = [math.nan] * len(ps), 0.0
     for k, i in enumerate(order):
-        running = max(running, min(1.0, ps[i] * (len(order) - k)))
+        running = max(running, min(1.0, ps[i] * ((family or len(order)) - k)))
         adjusted[i] = running
     return adjusted
 
 
-def equivalence(differences: Sequence[float], margin: float) -> tuple[float, float]:
-    """p of two one-sided t-tests against ±margin (Schuirmann 1987), and the least margin for 5 %.
+def equivalence(differences: Sequence[float], margin: float) -> tuple[float, float, float]:
+    """p of two one-sided t-tests against ±margin (Schuirmann 1987), and the 90 % interval.
 
     With m the mean of the n differences and e = sd/√n, p = P(T_{n−1} > (margin − |m|)/e), and the
-    margin at which p is 5 % is |m| + t(0.95, n − 1)·e, the far end of the 90 % interval.
+    interval m ± t(0.95, n − 1)·e: it lies within ±margin where p is below 5 %.
     """
     from scipy import stats
 
     n, mean, error = _mean_and_error(differences)
-    bound = abs(mean) + stats.t.ppf(1 - LEVEL, n - 1) * error
+    half = stats.t.ppf(1 - LEVEL, n - 1) * error
     if not error:
-        return float(abs(mean) >= margin), bound
-    return stats.t.sf((margin - abs(mean)) / error, n - 1), bound
+        return float(abs(mean) >= margin), mean, mean
+    return stats.t.sf((margin - abs(mean)) / error, n - 1), mean - half, mean + half
 
 
-def detectable(differences: Sequence[float], power: float = 0.8) -> float:
-    """The true mean difference that a two-sided paired t-test at 5 % finds with this power.
+def detectable(differences: Sequence[float], level: float = LEVEL, power: float = 0.8) -> float:
+    """The true mean difference that a two-sided paired t-test at ``level`` finds with this power.
 
-    From n and the sd of ``differences``: the δ at which the noncentral t of n − 1 degrees of
-    freedom and noncentrality δ·√n/sd lies outside ±t(0.975, n − 1) with probability ``power``.
+    From n and the sd of ``differences``, taken as the true one: the δ at which the noncentral t of
+    n − 1 degrees of freedom and noncentrality δ·√n/sd lies above t(1 − level/2, n − 1), that is,
+    is found with its own sign, with probability ``power``.
     """
     from scipy import optimize, stats
 
     n, _, error = _mean_and_error(differences)
     if not error:
         return 0.0
-    edge = stats.t.ppf(1 - LEVEL / 2, n - 1)
+    edge = stats.t.ppf(1 - level / 2, n - 1)
 
     def missed(c: float) -> float:
-        found = stats.nct.sf(edge, n - 1, c) + stats.nct.cdf(-edge, n - 1, c)
-        return power - found
+        return power - stats.nct.sf(edge, n - 1, c)
 
     return optimize.brentq(missed, 0, 2 * edge + 3) * error
+
+
+def seeds_needed(differences: Sequence[float], margin: float, power: float = 0.8) -> int:
+    """The seeds for which :func:`equivalence` gives 5 % with this power where there is no effect.
+
+    From the sd of ``differences``, taken as the true one: the least n at which |m| stays below
+    margin − t(0.95, n − 1)·sd/√n, with probability 2·P(T < margin·√n/sd) − 1, T noncentral t of
+    n − 1 degrees of freedom and that noncentrality, beyond t(0.95, n − 1).
+    """
+    from scipy import stats
+
+    n, _, error = _mean_and_error(differences)
+    sd, n = error * math.sqrt(n), 2
+    while (
+        sd
+        and 2 * stats.nct.sf(stats.t.ppf(1 - LEVEL, n - 1), n - 1, margin * math.sqrt(n) / sd) - 1
+        < power
+    ):
+        n += 1
+    return n
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[int, float, float]:
