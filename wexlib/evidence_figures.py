@@ -36,7 +36,7 @@ def factorial(frame: pd.DataFrame, title: str) -> Figure:
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="excitation", ylabel="test accuracy (%)", title=title)
     axes.grid(axis="x", visible=False)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -42,7 +42,7 @@ def style() -> None:
             "svg.fonttype": "none",
             "svg.hashsalt": "wexlib",
             "axes.titlesize": "medium",
-            "legend.frameon": False,
+            "legend.framealpha": 0.9,
         },
     )
 
