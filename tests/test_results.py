@@ -61,6 +61,10 @@ def test_a_paired_difference_by_hand():
     assert found["p"] == pytest.approx(1 - t / math.sqrt(t * t + 2))
 
 
+def test_a_caption_says_how_much_was_trained():
+    assert "on cifar100, 5,000 training images for 10 epochs, n = 3, " in results.show("6.2", "cpu")
+
+
 def test_equal_differences_have_no_p():
     plain = {0: 80.0, 1: 70.2, 2: 60.3, 3: 50.4, 4: 40.5}
     found = statistics.paired({seed: score + 0.1 for seed, score in plain.items()}, plain)

@@ -6,7 +6,7 @@ on equal seeds. A verdict takes real data and at least five pairs.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -150,25 +150,32 @@ def _verdict(row) -> str:
 
 
 def caption(number: str, frame: pd.DataFrame, scale: str, protocol: str = "test_last") -> str:
-    """What a table shows: scale, data, number of seeds, protocol, and what to know."""
+    """What a table shows: scale, data, epochs, number of seeds, protocol, and what to know."""
     entry = read_tables(root() / "tables.yaml")[number]
     ran = frame[frame["n"] > 0]
-    shown = "nothing was run"
+    shown, verdict = "nothing was run.", ""
     if len(ran):
-        seeds = sorted({int(n) for n in ran["n"]})
-        many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        made = [read_result(scale, run) for run in ran["run"]]
+        images = _span(result["data"]["train"] for result in made)
+        epochs = _span(result["config"]["train"]["epochs"] for result in made)
         shown = (
-            f"ours on {' and '.join(sorted(set(ran['data'])))}, n = {many}, {PROTOCOLS[protocol]}"
+            f"ours on {' and '.join(sorted(set(ran['data'])))}, {images} training images for "
+            f"{epochs} epochs, n = {_span(ran['n'])}, {PROTOCOLS[protocol]}; mean ± sd, and the "
+            "difference to the plain row with its 95 % interval."
         )
-    verdict = ""
-    if not any(frame["verdict"]):
-        verdict = " No verdict: it takes real data and five seeds."
+        if not any(frame["verdict"]):
+            verdict = " No verdict: it takes real data and five seeds."
     theirs = "The thesis" if frame["thesis"].notna().any() else "Ours"
     return (
         f"Table {number}. {entry['title']}. {theirs}: {entry['setting']}. "
-        f"Scale {scale}: {shown}; mean ± sd, and the difference to the plain row with its 95 % "
-        f"interval.{verdict} {entry.get('remark', '')}".strip()
+        f"Scale {scale}: {shown}{verdict} {entry.get('remark', '')}".strip()
     )
+
+
+def _span(values: Iterable[int]) -> str:
+    """``3``, or ``2 to 8``."""
+    found = {int(value) for value in values}
+    return " to ".join(f"{value:,}" for value in sorted({min(found), max(found)}))
 
 
 def number(x: float, sign: str = "") -> str:
