@@ -100,10 +100,13 @@ def scales_with_evidence(home: Path | None = None) -> list[str]:
 
 def values(run: str, scale: str, measure: str, home: Path | None = None) -> dict[int, float]:
     """A run's number by ``measure``, a key of :data:`wexlib.measures.VALUES`, for each seed."""
-    result = read_result(scale, run, home)
+    return _values(read_result(scale, run, home), scale, measure, home)
+
+
+def _values(result: dict | None, scale: str, measure: str, home: Path | None) -> dict[int, float]:
     if result is None or "not_run" in result:
         return {}
-    return VALUES[measure][0](Run(result, read_curves(scale, [run], home)))
+    return VALUES[measure][0](Run(result, read_curves(scale, [result["run"]], home)))
 
 
 def compare(
@@ -126,22 +129,24 @@ def compare(
     Raises:
         ValueError: two runs of a contrast were made on different data.
     """
+    runs = dict.fromkeys(run for weights in contrasts.values() for run in weights)
+    results = {run: read_result(scale, run, home) for run in runs}
+    scores = {run: _values(result, scale, measure, home) for run, result in results.items()}
     rows = []
     for name, weights in contrasts.items():
-        data = [result["data"] for run in weights if (result := read_result(scale, run, home))]
+        data = [results[run]["data"] for run in weights if results[run]]
         if any(other != data[0] for other in data[1:]):
             raise ValueError(f"{name}: its runs are of different data: make the older ones again")
-        found = {run: values(run, scale, measure, home) for run in weights}
-        seeds = sorted(set.intersection(*map(set, found.values())))
-        sums = {s: sum(w * found[run][s] for run, w in weights.items()) for s in seeds}
+        seeds = sorted(set.intersection(*(set(scores[run]) for run in weights)))
+        sums = {s: sum(w * scores[run][s] for run, w in weights.items()) for s in seeds}
         row = paired(sums, dict.fromkeys(seeds, 0.0))
         enough = row["pairs"] >= PAIRS_FOR_VERDICT
         bounds = dict.fromkeys(BOUNDS, math.nan)
         if enough and measure == "accuracy":
             d = list(sums.values())
             least = [detectable(d, level) for level in (LEVEL, LEVEL / len(contrasts))]
-            found = (*equivalence(d, MARGIN), *least, seeds_needed(d, MARGIN))
-            bounds = dict(zip(BOUNDS, found, strict=True))
+            known = (*equivalence(d, MARGIN), *least, seeds_needed(d, MARGIN))
+            bounds = dict(zip(BOUNDS, known, strict=True))
         rows.append({"contrast": name} | row | bounds | {"enough": enough})
     frame = pd.DataFrame(rows).rename(columns={"pairs": "n"})
     frame["p_holm"] = holm(list(frame["p"].where(frame["enough"])), len(frame))
@@ -177,18 +182,17 @@ def rates(scale: str, home: Path | None = None) -> pd.DataFrame:
         tried = {run: read_result(scale, run, home) for run in runs}
         if not all(tried.values()):
             continue
-        scores, _ = _validation(list(tried.values()))
-        middle, best = cell(*key), max(runs, key=lambda run: scores[runs.index(run)])
-        pair, seeds = _validation([tried[middle], tried[best]])
-        if pair[1] <= pair[0]:
-            best = middle
+        lr = {run: result["config"]["train"]["lr"] for run, result in tried.items()}
+        scores, _ = _validation(tried)
+        middle, ahead = cell(*key), max(scores, key=scores.get)
+        shared, seeds = _validation({run: tried[run] for run in (middle, ahead)})
+        best = max(shared, key=shared.get)  # the first of equal ones: the middle
         test = tried[best]["test_last"]
-        rates = [result["config"]["train"]["lr"] for result in tried.values()]
         rows.append(
             {"cell": short(middle)}
-            | dict(zip(rates, scores, strict=True))
+            | {lr[run]: score for run, score in scores.items()}
             | {
-                "best": tried[best]["config"]["train"]["lr"],
+                "best": lr[best],
                 "seeds": seeds,
                 "run": best,
                 "test": sum(test) / len(test),
@@ -198,11 +202,15 @@ def rates(scale: str, home: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _validation(results: list[dict]) -> tuple[list[float], int]:
-    """Each result's mean validation accuracy over the seeds that all have, and their number."""
-    found = [dict(zip(r["seeds"], r["validation_last"], strict=True)) for r in results]
-    shared = set.intersection(*map(set, found))
-    return [sum(each[seed] for seed in shared) / len(shared) for each in found], len(shared)
+def _validation(results: Mapping[str, dict]) -> tuple[dict[str, float], int]:
+    """Each run's mean validation accuracy over the seeds that all have, and their number."""
+    found = {
+        run: dict(zip(result["seeds"], result["validation_last"], strict=True))
+        for run, result in results.items()
+    }
+    shared = set.intersection(*map(set, found.values()))
+    means = {run: sum(y[seed] for seed in shared) / len(shared) for run, y in found.items()}
+    return means, len(shared)
 
 
 def at_best_rate(chosen: pd.DataFrame) -> dict[tuple[str, bool], str]:
@@ -292,9 +300,9 @@ def cost(scale: str, home: Path | None = None) -> pd.DataFrame:
 
 
 def _part(run: str) -> str:
-    words = short(run).split("-")
-    if {"resnext", "mixer"} & set(words):
-        return words[0]
-    if set(CONTROLS) & set(words):
+    first, *rest = short(run).split("-")
+    if first in ("resnext", "mixer"):
+        return first
+    if set(CONTROLS) & set(rest):
         return "controls"
-    return "rates" if set(filter(None, RATES)) & set(words) else "factorial"
+    return "rates" if set(RATES) & set(rest) else "factorial"

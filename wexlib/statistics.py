@@ -1,5 +1,6 @@
 """Paired differences, their intervals and bounds, Holm's correction, the roughness of a curve."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -83,20 +84,21 @@ def seeds_needed(differences: Sequence[float], margin: float, power: float = 0.8
     """The seeds for which :func:`equivalence` gives 5 % with this power where there is no effect.
 
     From the sd of ``differences``, taken as the true one: the least n at which |m| stays below
-    margin − t(0.95, n − 1)·sd/√n, with probability 2·P(T < margin·√n/sd) − 1, T noncentral t of
-    n − 1 degrees of freedom and that noncentrality, beyond t(0.95, n − 1).
+    margin − t(0.95, n − 1)·sd/√n with probability ``power`` or more. That probability is taken as
+    2·P(T > t(0.95, n − 1)) − 1, T noncentral t of n − 1 degrees of freedom and noncentrality
+    margin·√n/sd.
     """
     from scipy import stats
 
     n, _, error = _mean_and_error(differences)
-    sd, n = error * math.sqrt(n), 2
-    while (
-        sd
-        and 2 * stats.nct.sf(stats.t.ppf(1 - LEVEL, n - 1), n - 1, margin * math.sqrt(n) / sd) - 1
-        < power
-    ):
-        n += 1
-    return n
+    sd = error * math.sqrt(n)
+
+    def found(n: int) -> float:
+        edge = stats.t.ppf(1 - LEVEL, n - 1)
+        return 2 * stats.nct.sf(edge, n - 1, margin * math.sqrt(n) / sd) - 1
+
+    # SciPy gives NaN where the noncentrality is so large that the power is 1.
+    return next(n for n in itertools.count(2) if not (sd and found(n) < power))
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[int, float, float]:
