@@ -4,8 +4,8 @@
 #                     more on 2 cores; SCALE=gpu: on a GPU
 # make book           the book alone, from the results that are there: trains nothing
 # make test           the set-up, then the style checks and the tests
-# make bench          times of training, inference and a whole run, into results/benchmarks (15 minutes
-#                     on 2 cores that do nothing else; QUICK=1: a trial of it, into build/benchmarks)
+# make bench          times of training, inference and a whole run, into results/benchmarks (half an hour or
+#                     more on 2 cores that do nothing else; QUICK=1: a trial, into build/benchmarks)
 # make lab            JupyterLab with the project's own kernel
 # make setup          the set-up alone: the locked packages in .venv
 # make lock           requirements.lock and environment.yml anew, from pyproject.toml
