@@ -1,12 +1,14 @@
 """What is measured of the excitations: each function gives the rows of one CSV.
 
 Forms of a model: ``plain``; ``control``, a second plain one, whose ratio shows what the machine
-disturbs; ``naive``, see :mod:`benchmarks.naive`; ``ours``, by wexlib; ``folded``, ours after
-``wexlib.fold``. Ratios are to ``plain`` in the same round; ``_low`` and ``_high`` are quartiles.
+disturbs; ``naive``, see :mod:`benchmarks.naive`; ``ours``, by wexlib, in training with the weights
+computed first; ``layer by layer``, ours without that; ``folded``, ours after ``wexlib.fold``.
+Ratios are to ``plain`` in the same round; ``_low`` and ``_high`` are quartiles.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -49,7 +51,7 @@ GPU_BAR = 1.05
 
 
 class Setting(NamedTuple):
-    """One way to train: naive layers are measured too, or not."""
+    """One way to train: naive layers, and ours layer by layer, are measured too, or not."""
 
     batch: int
     channels_last: bool = False
@@ -129,14 +131,20 @@ def images(batch: int, device: torch.device, last: bool) -> Tensor:
     return x.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def training(model: nn.Module, x: Tensor, bf16: bool = False) -> Callable[[], None]:
-    """A step: forward, backward, update (SGD with momentum and decay), as in wexlib.train."""
+def training(
+    model: nn.Module, x: Tensor, bf16: bool = False, first: bool = True
+) -> Callable[[], None]:
+    """A step: forward, backward, update (SGD with momentum and decay), as in wexlib.train.
+
+    ``first``: with the weights that wexlib excites computed before the first layer.
+    """
     labels = torch.arange(len(x), device=x.device) % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     model.train()
 
     def step():
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        before = wexlib.precompute(model) if first else nullcontext()
+        with before, torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             scores = model(x)
         loss = F.cross_entropy(scores.float(), labels)
         optimizer.zero_grad(set_to_none=True)
@@ -163,6 +171,7 @@ def changes(form: str) -> dict[str, Callable]:
     return {name: partial(wexlib.excite, recipe=recipe) for name, (recipe, _) in METHODS.items()}
 
 
+LAYER_BY_LAYER = "layer by layer"
 PLAIN = {("plain", "plain"): lambda model: model, ("plain", "control"): lambda model: model}
 
 
@@ -184,8 +193,8 @@ def train(size: Size, device: torch.device) -> list[dict]:
     for batch, last, bf16, with_naive in settings(size, device):
         x = images(batch, device, last)
         cases = {
-            key: training(network(size, device, change, last), x, bf16)
-            for key, change in _forms("ours", *["naive"] * with_naive).items()
+            key: training(network(size, device, change, last), x, bf16, key[1] != LAYER_BY_LAYER)
+            for key, change in _forms("ours", *[LAYER_BY_LAYER, "naive"] * with_naive).items()
         }
         common = {
             "device": device.type,

@@ -9,7 +9,7 @@ LABELS = {
     "kernel": "side of the kernel",
     "depth": "convolutions of a ResNet",
 }
-MARKERS = {"ours": "o", "naive": "s", "control": "D"}
+MARKERS = {"ours": "o", "layer by layer": "^", "naive": "s", "control": "D"}
 
 
 def training_ratios(frame: pd.DataFrame, title: str) -> Figure:

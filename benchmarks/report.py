@@ -26,7 +26,7 @@ def ratios(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
             if method == "plain":
                 continue
             row = dict(zip(index, key, strict=True)) | {"method": method}
-            for form in ("folded", "ours", "naive"):
+            for form in ("folded", "ours", "layer by layer", "naive"):
                 if form in set(frame["form"]):
                     row[form] = mine["shown"].get(form, "–")
             row["control"] = control

@@ -22,6 +22,7 @@ from wexlib import (
     excite,
     fold,
     pause,
+    precompute,
     resume,
 )
 from wexlib.attach import average, excited
@@ -284,6 +285,28 @@ def test_copies_stand_alone():
     assert torch.equal(twin(images()), changed)
 
 
+def test_precomputed_weights_are_computed_once_and_train_alike():
+    """Before the first layer, with the same gradients; a plain model is let through."""
+    plain, model, x = resnet(), excite(resnet(), OURS).double(), images().double()
+    calls, order = [], []
+    for slot in excited(model):
+        slot.excitation.register_forward_hook(lambda *_: calls.append(len(order)))
+    model.conv1.register_forward_pre_hook(lambda *_: order.append("conv1"))
+    model(x).square().mean().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    count = len(calls)
+    model.zero_grad()
+    calls.clear(), order.clear()
+    with precompute(model):
+        model(x)
+        model(x).square().mean().backward()
+    assert calls == [0] * count and len(order) == 2
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name])
+    with precompute(plain):
+        plain(images())
+
+
 def test_a_copy_inside_one_model_stands_alone_too():
     layer = excite(nn.Conv2d(4, 4, 3), SE_WS)
     model = nn.Sequential(layer, copy.deepcopy(layer), layer)
@@ -309,10 +332,11 @@ def test_compile_in_one_graph():
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     expected = model(images())
-    assert torch.equal(compiled(images()), expected)
+    torch.testing.assert_close(compiled(images()), expected, rtol=1e-4, atol=0)
     pause(model)
-    assert not torch.equal(compiled(images()), expected)
-    assert torch.equal(compiled(images()), model(images()))
+    paused = model(images())
+    assert not torch.allclose(paused, expected, rtol=1e-2)
+    torch.testing.assert_close(compiled(images()), paused, rtol=1e-4, atol=0)
 
 
 def test_gradient_accumulation_is_the_whole_batch():

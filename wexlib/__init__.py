@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wexlib.attach import attend, average, describe, excite, fold, pause, resume
+    from wexlib.attach import attend, average, describe, excite, fold, pause, precompute, resume
     from wexlib.attention import BAM, CBAM, SE, Triplet
     from wexlib.excitation import Location, Magnitude, Standardize
     from wexlib.record import load
@@ -35,13 +35,15 @@ __all__ = [
     "fold",
     "load",
     "pause",
+    "precompute",
     "resume",
 ]
 
 #: The module of each public name.
 MODULE_OF = {
     **dict.fromkeys(
-        ("attend", "average", "describe", "excite", "fold", "pause", "resume"), "attach"
+        ("attend", "average", "describe", "excite", "fold", "pause", "precompute", "resume"),
+        "attach",
     ),
     **dict.fromkeys(("BAM", "CBAM", "SE", "Triplet"), "attention"),
     **dict.fromkeys(("Location", "Magnitude", "Standardize"), "excitation"),

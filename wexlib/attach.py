@@ -11,7 +11,8 @@ already has, so every model will do. What follows from that:
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -190,6 +191,30 @@ def pause(model: nn.Module, *, where: Where = None) -> nn.Module:
         ValueError: nothing excited is selected.
     """
     return resume(model, strength=0.0, where=where)
+
+
+@contextmanager
+def precompute(model: nn.Module) -> Iterator[None]:
+    """Within it every excited weight of ``model`` is computed once, before all else.
+
+        with precompute(model):
+            scores = model(images)
+
+    The many small operations of the excitations then run one after the other, and so they do in
+    the backward pass, not each between two convolutions that push them out of the caches: a step
+    of ResNet-18 on a CPU is some percent faster. It costs memory: the gradients of all excited
+    weights are held at once, as many bytes as the weights. Around more than one batch, in
+    evaluation, it saves all but the first computation. Results are the same.
+
+    It is ``torch.nn.utils.parametrize.cached()`` with a look at every excited weight; a model that
+    has none is let through.
+    """
+    with parametrize.cached():
+        for module in model.modules():
+            for name, chained in getattr(module, "parametrizations", {}).items():
+                if isinstance(chained[0], Excitation):
+                    getattr(module, name)
+        yield
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wexlib.activations import ACTIVATIONS, RANGES
-from wexlib.affine import Affine, add, pool_channels
+from wexlib.affine import Affine
 from wexlib.names import choose
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -279,14 +279,12 @@ class CBAM(Attention):
     def attend(self, nets, x, strength, *, skips=False):
         if not self.pools:
             return super().attend(nets, x, strength, skips=skips)
-        # x1, which the spatial map looks at, is a factor of the result, so it is computed once:
-        # x' = x ⊙ (1 + 2Ac) + x1 ⊙ As with skips, x1 ⊙ As without.
+        # x' = x ⊙ (1 + 2Ac + (1 + Ac) ⊙ As) with skips, x ⊙ Ac ⊙ As without.
         a = self._channel(nets, x)
-        x1, pooled = pool_channels(x.times(1 + a if skips else a))
-        b = ACTIVATIONS[self.gate](run(nets.spatial, pooled))
-        rest = 1 + 2 * a if skips else a.new_zeros(())
-        rest = torch.lerp(a.new_ones(()), rest, strength)
-        return add(x.times(rest), x1, b * strength)
+        first = 1 + a if skips else a
+        b = ACTIVATIONS[self.gate](run(nets.spatial, x.pool_channels(first)))
+        rest = 1 + 2 * strength * a if skips else (1 - strength).expand_as(a)
+        return x.times_sum(rest, first, b * strength)
 
     def combine(self, maps, *, skips=False):
         a, b = maps

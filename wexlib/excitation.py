@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wexlib import magnitude
-from wexlib.affine import Affine, artanh, largest
+from wexlib.affine import Affine, largest
 from wexlib.attention import Attention
 from wexlib.names import choose
 from wexlib.parametrization import register
@@ -243,10 +243,10 @@ class MagnitudeExcitation(Switched):
             self.shape = nn.Parameter(torch.zeros(3, dtype=weight.dtype, device=weight.device))
 
     def compute(self, x: Affine) -> Affine:
-        weight, m = largest(x.dense(), self.recipe.eps)
         strength = self.strength.to(x.dtype)
         if self.recipe.function == "artanh":
-            return Affine(artanh(weight, m, strength))
+            return Affine(x.artanh(self.recipe.eps, strength))
+        weight, m = largest(x.dense(), self.recipe.eps)
         shape = None if self.shape is None else self.shape.to(x.dtype)
         excited = magnitude.apply(self.recipe.function, weight, m, shape)
         return Affine(torch.lerp(weight, excited, strength))

@@ -35,7 +35,7 @@ class Excitation(nn.Module):
         kind = weight.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if autocast else nullcontext():
-            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            wide = weight if weight.dtype.itemsize >= 4 else weight.float()
             excited = self.compute(Affine(spatial(wide))).dense()
         return excited.view_as(weight).to(weight.dtype)
 

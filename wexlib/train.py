@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from wexlib import models
-from wexlib.attach import average, excite, resume
+from wexlib.attach import average, excite, precompute, resume
 from wexlib.attention import ATTENTIONS, SE
 from wexlib.data import Data, Loader
 from wexlib.excitation import Location, Magnitude, Standardize
@@ -129,7 +128,7 @@ def evaluate(model: nn.Module, loader: Loader, train: dict) -> tuple[float, floa
     """Mean cross-entropy and accuracy in percent; excited weights are computed once."""
     model.eval()
     loss, correct, count = 0.0, 0, 0
-    with parametrize.cached():
+    with precompute(model):
         for images, labels in loader:
             with autocast(train, images.device):
                 scores = model(images)
@@ -248,7 +247,7 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
         for i, (images, labels) in enumerate(splits["train"]):
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate(train, epoch * steps + i, steps)
-            with autocast(train, on):
+            with precompute(run.model), autocast(train, on):
                 scores = run.model(images)
             loss = F.cross_entropy(scores.float(), labels)
             run.optimizer.zero_grad(set_to_none=True)
