@@ -166,9 +166,11 @@ def caption(number: str, frame: pd.DataFrame, scale: str, protocol: str = "test_
         if not any(frame["verdict"]):
             verdict = " No verdict: it takes real data and five seeds."
     theirs = "The thesis" if frame["thesis"].notna().any() else "Ours"
+    remarks = set(frame["remark"])
+    every = f" Every row: {remarks.pop()}." if len(remarks) == 1 and any(remarks) else ""
     return (
         f"Table {number}. {entry['title']}. {theirs}: {entry['setting']}. "
-        f"Scale {scale}: {shown}{verdict} {entry.get('remark', '')}".strip()
+        f"Scale {scale}: {shown}{verdict}{every} {entry.get('remark', '')}".strip()
     )
 
 
@@ -222,7 +224,9 @@ def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
     if any(frame["verdict"]):
         shown["p (Holm)"] = [p_value(row.p_holm) for row in rows]
         shown["verdict"] = [row.verdict or "–" for row in rows]
-    return pd.DataFrame(shown | {"remark": [row.remark for row in rows]})
+    # What is to be said of every row, the caption says.
+    remarks = {} if frame["remark"].nunique() == 1 else {"remark": [row.remark for row in rows]}
+    return pd.DataFrame(shown | remarks)
 
 
 def _shown(
@@ -290,7 +294,7 @@ def write_tables(scale: str) -> list[str]:
         frame, shown, text = _shown(number, scale, "test_last")
         write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
         write_text(stem.with_suffix(".md"), f"{show(number, scale)}\n")
-        latex = shown.drop(columns="remark").map(_latex)
+        latex = shown.drop(columns="remark", errors="ignore").map(_latex)
         latex.columns = [_latex(column) for column in latex.columns]
         write_text(
             stem.with_suffix(".tex"),
