@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wexlib import CBAM, SE, Location, Magnitude, Standardize
+from wexlib import CBAM, SE, Location, Magnitude, Standardize, passes
 from wexlib.affine import Affine, largest
 from wexlib.attention import like
 from wexlib.recipe import Excitation, chain
@@ -62,6 +62,23 @@ def test_standardized_weights_of_any_size(scale, offset):
     wanted = (double - double.mean(axes, keepdim=True)) / (double.std(axes, keepdim=True) + 1e-5)
     out = Standardize().build(weight)(weight * scale)
     torch.testing.assert_close(out, wanted.float(), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, 20, 3, 3), (5, 6, 3), (6, 5, 2, 3, 2), (5, 8, 1, 1)])
+@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
+def test_a_few_filters_at_a_time_give_what_all_give(recipe, shape, monkeypatch):
+    for weight in weights(shape):
+        weight = weight.double().requires_grad_()
+        module = chain(recipe).build(weight)
+        inputs = [weight, *module.parameters()]
+        upstream = torch.randn(shape, generator=torch.Generator().manual_seed(3)).double()
+        found = []
+        for count in (100, 2):
+            monkeypatch.setattr(passes, "AT_A_TIME", count)
+            out = module(weight)
+            found.append([out, *torch.autograd.grad(out, inputs, upstream)])
+        for few, all_ in zip(*found, strict=True):
+            torch.testing.assert_close(few, all_)
 
 
 @pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
