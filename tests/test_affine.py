@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from wexlib import CBAM, SE, Location, Magnitude, Standardize, passes
 from wexlib.affine import Affine, largest
@@ -73,7 +75,7 @@ def test_a_few_filters_at_a_time_give_what_all_give(recipe, shape, monkeypatch):
         inputs = [weight, *module.parameters()]
         upstream = torch.randn(shape, generator=torch.Generator().manual_seed(3)).double()
         found = []
-        for count in (100, 2):
+        for count in (passes.AT_A_TIME, 2):
             monkeypatch.setattr(passes, "AT_A_TIME", count)
             out = module(weight)
             found.append([out, *torch.autograd.grad(out, inputs, upstream)])
@@ -112,7 +114,7 @@ def test_expanded_gradients():
 def test_constant_filters_become_zeros(value, shape):
     for weight in weights(shape):
         weight = torch.full_like(weight, value)
-        for recipe in CHAINS[:2]:
+        for recipe in CHAINS[:4]:
             out = chain(recipe).build(weight)(weight)
             assert torch.equal(out, torch.zeros(shape))
 
@@ -162,6 +164,38 @@ def test_an_attention_that_is_derived_is_what_it_says(attention):
     weight = torch.randn(4, 32, 3, 3)
     module = Location(attention).build(weight)
     torch.testing.assert_close(module(weight), weight * module.multiplier(weight))
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_gate_that_all_filters_share(standardize, monkeypatch):
+    monkeypatch.setattr(passes, "AT_A_TIME", 100)
+    weight = torch.randn(30, 16, 3, 3, dtype=torch.float64).requires_grad_()
+    gate = torch.rand(1, 16, 1, 1, dtype=torch.float64).requires_grad_()
+    x = Affine(weight).standardized() if standardize else Affine(weight)
+    upstream = torch.randn_like(weight)
+    found = torch.autograd.grad(x.times(gate), (weight, gate), upstream)
+    wanted = torch.autograd.grad(
+        Affine(weight).standardized().dense() * gate if standardize else weight * gate,
+        (weight, gate),
+        upstream,
+    )
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
+def test_recorded_and_shapes_only(recipe):
+    """By torch.jit.trace, by make_fx, and on tensors without values."""
+    weight = torch.randn(8, 32, 3, 3)
+    module = chain(recipe).build(weight)
+    with torch.no_grad():
+        expected = module(weight)
+        for record in (torch.jit.trace, lambda f, w: make_fx(f)(w)):
+            torch.testing.assert_close(record(module, weight)(weight), expected)
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            assert module(fake.from_tensor(weight)).shape == weight.shape
 
 
 @pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))

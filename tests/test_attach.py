@@ -307,6 +307,18 @@ def test_precomputed_weights_are_computed_once_and_train_alike():
         plain(images())
 
 
+def test_precompute_forgets_its_weights_inside_another():
+    teacher, student = excite(resnet(), SE_WS), excite(resnet(), SE_WS)
+    with torch.no_grad(), precompute(teacher):
+        for _ in range(2):
+            with precompute(student):
+                inside = student(images())
+            assert torch.equal(inside, student(images()))
+            for p in student.parameters():
+                p.mul_(0.5)
+    assert not parametrize._cache and not parametrize._cache_enabled
+
+
 def test_a_copy_inside_one_model_stands_alone_too():
     layer = excite(nn.Conv2d(4, 4, 3), SE_WS)
     model = nn.Sequential(layer, copy.deepcopy(layer), layer)

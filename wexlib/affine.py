@@ -78,8 +78,8 @@ class Affine:
         return passes.Apart.apply(self.weight) if self._handed_on else self.weight
 
     def times(self, gate: Tensor) -> Tensor:
-        """x ⊙ gate, a number for each kernel, (N, C, 1, …), or one for all."""
-        gate = gate.flatten(1) if gate.dim() else gate.expand(self.shape[:2])
+        """x ⊙ gate, a number for each kernel, (N, C, 1, …), or what broadcasts to that."""
+        gate = (gate.flatten(1) if gate.dim() else gate).expand(self.shape[:2])
         return passes.Dense.apply(self.weight, self.centre, self.scale, gate)
 
     def blend(self, multiplier: Tensor, strength: Tensor) -> Tensor:

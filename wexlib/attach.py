@@ -204,17 +204,28 @@ def precompute(model: nn.Module) -> Iterator[None]:
     the backward pass, not each between two convolutions that push them out of the caches: a step
     of ResNet-18 on a CPU is some percent faster. It costs memory: the gradients of all excited
     weights are held at once, as many bytes as the weights. Around more than one batch, in
-    evaluation, it saves all but the first computation. Results are the same.
+    evaluation, it saves all but the first computation.
+
+    Inside, parameters and strength stay as they are, or what was computed is no longer theirs. Not
+    for ``nn.DataParallel``, whose replicas compute their own, nor with activation checkpointing,
+    which would compute the weights anew.
 
     It is ``torch.nn.utils.parametrize.cached()`` with a look at every excited weight; a model that
     has none is let through.
     """
     with parametrize.cached():
-        for module in model.modules():
-            for name, chained in getattr(module, "parametrizations", {}).items():
-                if isinstance(chained[0], Excitation):
-                    getattr(module, name)
-        yield
+        before = set(parametrize._cache)
+        try:
+            for module in model.modules():
+                if parametrize.is_parametrized(module):
+                    for name, chained in module.parametrizations.items():
+                        if isinstance(chained[0], Excitation):
+                            getattr(module, name)
+            yield
+        finally:
+            # Torch forgets at the end of the outermost block only.
+            for key in set(parametrize._cache) - before:
+                del parametrize._cache[key]
 
 
 @torch.no_grad()

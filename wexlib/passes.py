@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 #: Below this the largest magnitude counts as this: an all-zero weight then divides by no zero, and
 #: keeps the gradient that it has in the limit.
 SMALLEST = 2.0**-100
 
-#: On a CPU, filters that are worked on at a time.
-AT_A_TIME = 128
+#: On a CPU, numbers that are worked on at a time, in whole filters: 2.4 MB in float32.
+AT_A_TIME = 600_000
 
 
 class Pass(Function):
@@ -36,6 +37,7 @@ class Pass(Function):
     generate_vmap_rule = True
 
     def __init_subclass__(cls):
+        super().__init_subclass__()
         # Torch asks for it at every call, and to find it out takes longer than a small pass.
         cls.forward.__signature__ = inspect.signature(cls.forward)
 
@@ -45,29 +47,36 @@ def _traced() -> bool:
     return (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
     )
-
-
-def _own(gradient: Tensor) -> Tensor:
-    """A handed-on weight's gradient, to be added to in place."""
-    return gradient.clone() if _traced() else gradient
 
 
 def _runs(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
     """A few filters of each tensor at a time, and None of None."""
     filters = _at_a_time(tensors[0])
-    parts = (repeat(None) if tensor is None else tensor.split(filters) for tensor in tensors)
-    return zip(*parts, strict=False)
+    count = -(-tensors[0].shape[0] // filters)
+    parts = (repeat(None, count) if tensor is None else tensor.split(filters) for tensor in tensors)
+    return zip(*parts, strict=True)
 
 
 def _at_a_time(weight: Tensor) -> int:
-    together = weight.device.type != "cpu" or _traced()
-    return len(weight) if together else min(len(weight), AT_A_TIME)
+    """Filters in a run."""
+    if weight.device.type != "cpu" or _traced():
+        return weight.shape[0]
+    return min(max(AT_A_TIME // weight[0].numel(), 1), weight.shape[0])
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _result(weight: Tensor) -> Tensor | None:
+    """Memory for a result, in the weight's memory format, which no other operand knows.
+
+    None where every step has to be new.
+    """
+    return None if _traced() else torch.empty_like(weight)
 
 
 def _scratch(weight: Tensor, count: int) -> Callable[[Tensor], list[Tensor | None]]:
@@ -79,16 +88,23 @@ def _scratch(weight: Tensor, count: int) -> Callable[[Tensor], list[Tensor | Non
 
 
 def _into(memory: Tensor | None) -> dict[str, Tensor]:
-    """Where an operation writes its result: new memory where every step has to be new."""
-    return {} if memory is None or _traced() else {"out": memory}
+    """Where an operation writes its result."""
+    return {} if memory is None else {"out": memory}
+
+
+def _centred(x: Tensor, centre: Tensor | None, **out: Tensor) -> Tensor:
+    """x − centre, by itself before all else, so that a filter of equal weights gives zeros."""
+    return x if centre is None else torch.sub(x, _space(centre, x), **out)
 
 
 def _affine(x: Tensor, centre: Tensor | None, scale: Tensor | None, **out: Tensor) -> Tensor:
     """(x − centre) ⊙ scale, (N, 1) or both None for 0 and 1."""
-    if scale is None:
-        return x
-    # The centre by itself first, so that a filter of equal weights gives zeros.
-    return torch.mul(torch.sub(x, _space(centre, x), **out), _space(scale, x), **out)
+    return x if scale is None else torch.mul(_centred(x, centre, **out), _space(scale, x), **out)
+
+
+def _slope(scale: Tensor | None, gate: Tensor | None) -> Tensor:
+    """scale ⊙ gate, (N, 1) and (N, C), one of which may be None for 1."""
+    return gate if scale is None else scale if gate is None else scale * gate
 
 
 def _space(small: Tensor, like: Tensor) -> Tensor:
@@ -137,7 +153,8 @@ class MeanSpace(Pass):
 
     @staticmethod
     def backward(ctx, gradient, d_mean):
-        return _own(gradient).add_(_space(d_mean / gradient.shape[2:].numel(), gradient))
+        share = _space(d_mean / gradient.shape[2:].numel(), gradient)
+        return gradient + share if _traced() else gradient.add_(share)
 
 
 class Apart(Pass):
@@ -158,8 +175,8 @@ class Apart(Pass):
 
 class Standardized(Pass):
     """W -> W, and of x, standardized W, the mean of every kernel (N, C); then of every filter of
-    W, each (N, 1): the mean, called centre, the unbiased deviation std, scale = 1 / (std + 1e-5).
-    """
+    W, each (N, 1): the mean, called centre, the unbiased deviation std, inf for a constant filter,
+    and scale = 1 / (std + 1e-5)."""
 
     @staticmethod
     def forward(weight: Tensor):
@@ -170,7 +187,7 @@ class Standardized(Pass):
             axes = tuple(range(1, weight.dim()))
             std, centre = (found[:, None] for found in torch.std_mean(weight, axes))
         scale = torch.reciprocal(std + 1e-5)
-        # A constant filter has no direction in which its deviation grows: its slope becomes 0.
+        # A constant filter has no direction in which its deviation grows: over inf, the slope is 0.
         std = std.masked_fill(std == 0, math.inf)
         return weight.view_as(weight), (mean - centre) * scale, centre, std, scale
 
@@ -199,14 +216,15 @@ def _deviation(weight: Tensor, centre: Tensor) -> Tensor | None:
 
     It is where the mean makes up most of a filter's squares, or these leave the number format. A
     look at the result costs nothing on a CPU only, where torch's own deviation takes forty times
-    as long.
+    as long, and there is nothing to look at while a graph is recorded.
     """
-    if weight.device.type != "cpu" or _traced():
+    if weight.device.type != "cpu" or _traced() or _get_current_dispatch_mode() is not None:
         return None
     n = weight.shape[1:].numel()
     squares = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim()))).square_()[:, None]
     variance = torch.addcmul(squares, centre, centre, value=-n)
-    if not (2 * variance - squares).min().item() >= 0:  # for infinite squares it is not a number
+    # Infinite squares make it no number.
+    if not (2 * variance - squares).min().item() > SMALLEST:
         return None
     return variance.div_(n - 1).sqrt_()
 
@@ -237,8 +255,9 @@ class MaxSpace(Pass):
     @staticmethod
     def backward(ctx, gradient, d_maximum, _):
         (place,) = ctx.saved_tensors
-        kernels = _own(gradient).flatten(2).scatter_add_(2, place, d_maximum[..., None])
-        return kernels.view_as(gradient)
+        kernels = gradient.flatten(2)
+        add = kernels.scatter_add if _traced() else kernels.scatter_add_
+        return add(2, place, d_maximum[..., None]).view_as(gradient)
 
 
 class PoolChannels(Pass):
@@ -247,14 +266,10 @@ class PoolChannels(Pass):
 
     @staticmethod
     def forward(weight: Tensor, centre: Tensor | None, scale: Tensor | None, gate: Tensor):
-        slope = gate if scale is None else scale * gate
         scratch, found = _scratch(weight, 1), []
-        for part, c, slope_part in _runs(weight, centre, slope):
+        for part, c, slope in _runs(weight, centre, _slope(scale, gate)):
             (x,) = scratch(part)
-            out = _into(x)
-            if c is not None:
-                part = torch.sub(part, _space(c, part), **out)
-            x = torch.mul(part, _space(slope_part, part), **out)
+            x = torch.mul(_centred(part, c, **_into(x)), _space(slope, part), **_into(x))
             maximum, place = x.max(1, keepdim=True)
             found.append((maximum, x.mean(1, keepdim=True), place))
         return weight.view_as(weight), *(_joined(parts) for parts in zip(*found, strict=True))
@@ -267,26 +282,24 @@ class PoolChannels(Pass):
     @staticmethod
     def backward(ctx, gradient, d_maximum, d_mean, _):
         weight, centre, scale, gate, place = ctx.saved_tensors
-        slope = gate if scale is None else scale * gate
+        slope = _slope(scale, gate)
         d_mean = d_mean / weight.shape[1]
+        total = d_mean.flatten(1).sum(1, keepdim=True)
         # What stands at the maxima, kernel by kernel.
-        at, value, d_at = place.flatten(1), weight.gather(1, place), d_maximum.flatten(1)
-        slope_at = slope.gather(1, at)
+        at, d_at = place.flatten(1), d_maximum.flatten(1)
+        value = _centred(weight.gather(1, place), centre).flatten(1)
+        share = d_at * slope.gather(1, at)
         d_slope = _sum_product(weight, d_mean, slope)
-        if centre is not None:
-            value = value - _space(centre, weight)
-            d_slope = d_slope - centre * d_mean.flatten(1).sum(1, keepdim=True)
-        d_slope = d_slope.scatter_add(1, at, value.flatten(1) * d_at)
-        gradient = _own(gradient)
+        d_slope = d_slope if centre is None else torch.addcmul(d_slope, centre, total, value=-1)
+        d_slope = d_slope.scatter_add(1, at, value * d_at)
         if _traced():
-            gradient = gradient + d_mean * _space(slope, weight)
+            gradient = torch.addcmul(gradient, _space(slope, weight), d_mean)
         else:
             gradient.addcmul_(_space(slope, weight), d_mean)
-        gradient = gradient.scatter_add_(1, place, (d_at * slope_at).view_as(place))
+        gradient = gradient.scatter_add_(1, place, share.view_as(place))
         if scale is None:
             return gradient, None, None, d_slope
-        d_centre = -d_mean.flatten(1).sum(1, keepdim=True) * slope.sum(1, keepdim=True)
-        d_centre = d_centre - (d_at * slope_at).sum(1, keepdim=True)
+        d_centre = -total * slope.sum(1, keepdim=True) - share.sum(1, keepdim=True)
         return gradient, d_centre, (d_slope * gate).sum(1, keepdim=True), d_slope * scale
 
 
@@ -311,7 +324,8 @@ class Largest(Pass):
     @staticmethod
     def backward(ctx, gradient, d_largest, *_):
         filter_, sign = ctx.saved_tensors
-        return _own(gradient).index_add_(0, filter_, d_largest * sign)
+        add = gradient.index_add if _traced() else gradient.index_add_
+        return add(0, filter_, d_largest * sign)
 
 
 class Dense(Pass):
@@ -322,13 +336,8 @@ class Dense(Pass):
     def forward(
         weight: Tensor, centre: Tensor | None, scale: Tensor | None, gate: Tensor | None
     ) -> Tensor:
-        slope = gate if scale is None else scale if gate is None else scale * gate
-        # In the weight's memory format, which no other operand knows.
-        out = _into(torch.empty_like(weight))
-        if centre is not None:
-            # By itself first, so that a filter of equal weights gives zeros.
-            weight = torch.sub(weight, _space(centre, weight), **out)
-        return torch.mul(weight, _space(slope, weight), **out)
+        out, slope = _into(_result(weight)), _space(_slope(scale, gate), weight)
+        return torch.mul(_centred(weight, centre, **out), slope, **out)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -337,7 +346,7 @@ class Dense(Pass):
     @staticmethod
     def backward(ctx, gradient):
         weight, centre, scale, gate = ctx.saved_tensors
-        slope = gate if scale is None else scale if gate is None else scale * gate
+        slope = _slope(scale, gate)
         d_slope, d_centre, d_scale, d_gate = _sum_product(gradient, weight, slope), None, None, None
         if scale is None:
             d_gate = d_slope
@@ -349,8 +358,8 @@ class Dense(Pass):
                 d_scale = d_slope
             else:
                 d_scale, d_gate = (d_slope * gate).sum(1, keepdim=True), d_slope * scale
-        out = _into(torch.empty_like(weight))
-        return torch.mul(gradient, _space(slope, weight), **out), d_centre, d_scale, d_gate
+        d_weight = torch.mul(gradient, _space(slope, weight), **_into(_result(weight)))
+        return d_weight, d_centre, d_scale, d_gate
 
 
 class TimesSum(Pass):
@@ -368,14 +377,12 @@ class TimesSum(Pass):
     ) -> Tensor:
         if scale is not None:
             a, b = a * scale, b * scale
-        result, scratch = torch.empty_like(weight), _scratch(weight, 1)
+        result, scratch = _result(weight), _scratch(weight, 1)
         for part, c, a_part, b_part, p, out in _runs(weight, centre, a, b, places, result):
             (slope,) = scratch(part)
             slope = torch.addcmul(_space(a_part, part), _space(b_part, part), p, **_into(slope))
-            if c is not None:
-                part = torch.sub(part, _space(c, part), **_into(out))
-            whole = torch.mul(part, slope, **_into(out))
-        return whole if _traced() else result
+            y = torch.mul(_centred(part, c, **_into(out)), slope, **_into(out))
+        return y if result is None else result
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -386,24 +393,22 @@ class TimesSum(Pass):
         weight, centre, scale, a, b, places = ctx.saved_tensors
         if scale is not None:
             a, b = a * scale, b * scale
-        d_weight, scratch, found = torch.empty_like(weight), _scratch(weight, 2), []
+        result, scratch, found = _result(weight), _scratch(weight, 2), []
         for part, c, a_part, b_part, p, g, out in _runs(
-            weight, centre, a, b, places, gradient, d_weight
+            weight, centre, a, b, places, gradient, result
         ):
-            one, two = scratch(part)
+            first, second = scratch(part)
             a_part, b_part = _space(a_part, part), _space(b_part, part)
-            if c is not None:
-                part = torch.sub(part, _space(c, part), **_into(one))
-            product = torch.mul(g, part, **_into(one))
+            product = torch.mul(g, _centred(part, c, **_into(first)), **_into(first))
             d_a = _sum_space(product)
-            d_b = _sum_space(torch.mul(product, p, **_into(two)))
-            d_places = torch.mul(product, b_part, **_into(two)).sum(1, keepdim=True)
-            slope = torch.addcmul(a_part, b_part, p, **_into(two))
-            whole = torch.mul(g, slope, **_into(out))
-            total = whole.sum(tuple(range(1, whole.dim())))[:, None]
+            d_b = _sum_space(torch.mul(product, p, **_into(second)))
+            d_places = torch.mul(product, b_part, **_into(second)).sum(1, keepdim=True)
+            slope = torch.addcmul(a_part, b_part, p, **_into(second))
+            d_weight = torch.mul(g, slope, **_into(out))
+            total = d_weight.sum(tuple(range(1, weight.dim())))[:, None]
             found.append((d_a, d_b, d_places, total))
         d_a, d_b, d_places, total = (_joined(parts) for parts in zip(*found, strict=True))
-        d_weight = whole if _traced() else d_weight
+        d_weight = d_weight if result is None else result
         if scale is None:
             return d_weight, None, None, d_a, d_b, d_places
         d_scale = (d_a * a + d_b * b).sum(1, keepdim=True) / scale
@@ -434,14 +439,14 @@ class Artanh(Pass):
         sign = torch.zeros_like(flat).scatter_(0, place, known).view(value.shape)
         m = (1 + eps) * filters.max().clamp(min=SMALLEST)
 
-        result, scratch = torch.empty_like(weight), _scratch(weight, 1)
+        result, scratch = _result(weight), _scratch(weight, 1)
         for part, c, s, out in _runs(weight, centre, scale, result):
             (y,) = scratch(part)
             x = _affine(part, c, s, **_into(out))
             y = torch.atanh(torch.div(x, m, **_into(y)), **_into(y))
             y = torch.mul(y, strength * m, **_into(y))
-            whole = torch.addcmul(y, x, 1 - strength, **_into(out))
-        return whole if _traced() else result, m, filter_, sign
+            y = torch.addcmul(y, x, 1 - strength, **_into(out))
+        return y if result is None else result, m, filter_, sign
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -453,23 +458,23 @@ class Artanh(Pass):
     def backward(ctx, gradient, d_m, *_):
         weight, centre, scale, strength, y, m, filter_, sign = ctx.saved_tensors
         axes, one = tuple(range(1, weight.dim())), torch.ones_like(m)
-        d_weight, scratch, found = torch.empty_like(weight), _scratch(weight, 2), []
-        for part, c, s, y_part, g, out in _runs(weight, centre, scale, y, gradient, d_weight):
+        result, scratch, found = _result(weight), _scratch(weight, 2), []
+        for part, c, s, y_part, g, out in _runs(weight, centre, scale, y, gradient, result):
             first, second = scratch(part)
             x = _affine(part, c, s, **_into(first))
             u = torch.div(x, m, **_into(second))
             slope = torch.addcmul(one, u, u, value=-1, **_into(second))
             slope = torch.mul(torch.reciprocal(slope, **_into(second)), strength, **_into(second))
             slope = torch.add(slope, 1 - strength, **_into(second))
-            whole = torch.mul(g, slope, **_into(out))
-            d_x = whole.sum(axes)
-            by_x = torch.mul(whole, x, **_into(first)).sum(axes)
+            d_weight = torch.mul(g, slope, **_into(out))
+            total = d_weight.sum(axes)
+            by_x = torch.mul(d_weight, x, **_into(first)).sum(axes)
             by_y = torch.mul(g, y_part, **_into(second)).sum(axes)
             if s is not None:
-                whole = torch.mul(whole, _space(s, part), **_into(out))
-            found.append((d_x, by_x, by_y))
-        d_x, by_x, by_y = (_joined(parts)[:, None] for parts in zip(*found, strict=True))
-        d_weight = whole if _traced() else d_weight
+                d_weight = torch.mul(d_weight, _space(s, part), **_into(out))
+            found.append((total, by_x, by_y))
+        total, by_x, by_y = (_joined(parts)[:, None] for parts in zip(*found, strict=True))
+        d_weight = d_weight if result is None else result
         # y is homogeneous in x and M: y = x·∂y/∂x + M·∂y/∂M.
         d_m = d_m + (by_y - by_x).sum() / m
         d_largest = (1 + ctx.eps) * d_m * sign
@@ -477,6 +482,6 @@ class Artanh(Pass):
         if scale is None:
             return add(0, filter_, d_largest), None, None, None, None
         d_weight = add(0, filter_, d_largest * _space(scale.index_select(0, filter_), weight))
-        d_x = d_x.index_add(0, filter_, d_largest.sum().view(1, 1))
+        total = total.index_add(0, filter_, d_largest.sum().view(1, 1))
         by_x = by_x.index_add(0, filter_, (d_m * m * sign.abs().sum()).view(1, 1))
-        return d_weight, -d_x * scale, by_x / scale, None, None
+        return d_weight, -total * scale, by_x / scale, None, None
