@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from wexlib import BAM, CBAM, SE, Location, Triplet
 from wexlib.activations import ACTIVATIONS
-from wexlib.attention import ATTENTIONS, FeatureAttention
+from wexlib.attention import ATTENTIONS, CONVOLUTIONS, FeatureAttention, run_whole
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +158,16 @@ def test_errors(make, error, words):
     with pytest.raises(error) as caught:
         make()
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kernel", [(1,), (4,), (3, 3), (2, 5), (7, 7), (3, 2, 4)])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_a_map_as_large_as_its_kernel_is_convolved_as_any(kernel):
+    net = CONVOLUTIONS[len(kernel)](2, 1, kernel, padding="same").double()
+    x = torch.randn(5, 2, *kernel, dtype=torch.float64, requires_grad=True)
+    inputs, results = [x, *net.parameters()], (run_whole(net, x), net(x))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    g = torch.randn(5, 1, *kernel, dtype=torch.float64)
+    gradients = zip(*(torch.autograd.grad(y, inputs, g) for y in results), strict=True)
+    for ours, torchs in gradients:
+        torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)

@@ -39,13 +39,19 @@ class Affine:
     def _map(self, pooled: Tensor) -> Tensor:
         return pooled if self.scale is None else (pooled - self.centre) * self.scale
 
+    def _scaled(self, small: Tensor) -> Tensor:
+        """scale ⊙ small, of shape (N, …)."""
+        if self.scale is None:
+            return small
+        return small * self.scale.view(-1, *[1] * (small.dim() - 1))
+
     def mean_space(self) -> Tensor:
         """The mean of every kernel: (N, C)."""
         if self._mean is not None:
             return self._mean
         if self.shape[2:].numel() == 1:
             return self._map(self.weight.flatten(1))
-        self.weight, mean = passes.MeanSpace.apply(self.weight)
+        self.weight, mean = passes.MeanSpace.run(self.weight)
         self._handed_on, self._mean = True, self._map(mean)
         return self._mean
 
@@ -53,20 +59,20 @@ class Affine:
         """The maximum of every kernel: (N, C)."""
         if self.shape[2:].numel() == 1:
             return self._map(self.weight.flatten(1))
-        self.weight, maximum, _ = passes.MaxSpace.apply(self.weight)
+        self.weight, maximum, _ = passes.MaxSpace.run(self.weight)
         self._handed_on = True
         return self._map(maximum)
 
     def pool_channels(self, gate: Tensor) -> Tensor:
         """(N, 2, *space): the maximum of x ⊙ gate over axis 1, then its mean; gate (N, C, 1, …)."""
-        inputs = self.weight, self.centre, self.scale, gate.flatten(1)
-        self.weight, maximum, mean, _ = passes.PoolChannels.apply(*inputs)
+        inputs = self.weight, self.centre, gate.flatten(1)
+        self.weight, maximum, mean, _ = passes.PoolChannels.run(*inputs)
         self._handed_on = True
-        return torch.cat([maximum, mean], 1)
+        return self._scaled(torch.cat([maximum, mean], 1))
 
     def standardized(self) -> "Affine":
         """(x − mean) / (std + 1e-5) of every filter, std unbiased."""
-        weight, mean, centre, _, scale = passes.Standardized.apply(self.dense())
+        weight, mean, centre, _, scale = passes.Standardized.run(self.dense())
         result = Affine(weight, centre, scale)
         result._mean = mean
         return result
@@ -74,28 +80,30 @@ class Affine:
     def dense(self) -> Tensor:
         """x, computed."""
         if self.scale is not None:
-            return passes.Dense.apply(self.weight, self.centre, self.scale, None)
-        return passes.Apart.apply(self.weight) if self._handed_on else self.weight
+            return passes.Dense.run(self.weight, self.centre, self.scale)
+        return passes.Apart.run(self.weight) if self._handed_on else self.weight
 
     def times(self, gate: Tensor) -> Tensor:
         """x ⊙ gate, a number for each kernel, (N, C, 1, …), or what broadcasts to that."""
         gate = (gate.flatten(1) if gate.dim() else gate).expand(self.shape[:2])
-        return passes.Dense.apply(self.weight, self.centre, self.scale, gate)
+        return passes.Dense.run(self.weight, self.centre, self._scaled(gate))
 
     def blend(self, multiplier: Tensor, strength: Tensor) -> Tensor:
         """x ⊙ multiplier for ``strength`` 1, x for 0, both to the last bit."""
         # Blended before it meets the weight: where the multiplier is small, so is the cost.
-        m = torch.lerp(multiplier.new_ones(()), multiplier, strength)
+        m = multiplier
+        if not passes.is_one(strength):
+            m = torch.lerp(m.new_ones(()), m, strength)
         return self.times(m) if all(size == 1 for size in m.shape[2:]) else self.dense() * m
 
-    def times_sum(self, a: Tensor, b: Tensor, places: Tensor) -> Tensor:
-        """x ⊙ (a + b ⊙ places): a and b (N, C, 1, …), places (N, 1, *space)."""
-        inputs = self.weight, self.centre, self.scale, a.flatten(1), b.flatten(1), places
-        return passes.TimesSum.apply(*inputs)
+    def times_sum(self, a: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        """x ⊙ (q + a ⊙ p): a (N, C, 1, …), p and q (N, 1, *space)."""
+        inputs = self.weight, self.centre, a.flatten(1), self._scaled(p), self._scaled(q)
+        return passes.TimesSum.run(*inputs)
 
     def artanh(self, eps: float, strength: Tensor) -> Tensor:
-        """(1 − strength)·x + strength·M·artanh(x / M), M = (1 + ε)·max|x|, in the graph."""
-        return passes.Artanh.apply(self.weight, self.centre, self.scale, strength, eps)[0]
+        """x, for ``strength`` 0, blended with M·artanh(x / M), M = (1 + ε)·max|x| in the graph."""
+        return passes.Artanh.run(self.weight, self.centre, self.scale, strength, eps)[0]
 
 
 def largest(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -103,5 +111,5 @@ def largest(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     The authors do not detach it: the gradient reaches the largest weight through M too.
     """
-    x, m, *_ = passes.Largest.apply(x)
-    return x, (1 + eps) * m.clamp(min=passes.SMALLEST)
+    x, maximum, *_ = passes.Largest.run(x)
+    return x, (1 + eps) * maximum.view(())

@@ -15,9 +15,12 @@ Two forms of the nets differ (``published``):
   without bias, followed by batch norm.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +28,7 @@ from torch.nn import functional as F
 from wexlib.activations import ACTIVATIONS, RANGES
 from wexlib.affine import Affine
 from wexlib.names import choose
+from wexlib.passes import recorded
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -50,10 +54,11 @@ def _spatial(kernel: Sequence[int], published: bool) -> nn.Module:
     return nn.Sequential(_conv(2, 1, kernel, bias=False), norm)
 
 
-def run(net: nn.Module, x: Tensor) -> Tensor:
+def run(net: nn.Module, x: Tensor, times: int = 1) -> Tensor:
     """``net(x)`` with the net's parameters in x's dtype, so that half weights compute in float32.
 
-    Even kernels are padded here, as torch's "same" does it, which warns that it copies.
+    Even kernels are padded here, as torch's "same" does it, which warns that it copies. Of a linear
+    net the bias counts ``times`` times: x is the sum of so many inputs.
     """
     if isinstance(net, nn.Sequential):
         for part in net:
@@ -64,13 +69,39 @@ def run(net: nn.Module, x: Tensor) -> Tensor:
     weight = net.weight.to(x.dtype)
     bias = None if net.bias is None else net.bias.to(x.dtype)
     if isinstance(net, nn.Linear):
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight, bias if times == 1 else times * bias)
     total = [d * (k - 1) for d, k in zip(net.dilation, net.kernel_size, strict=True)]
     padding = [t // 2 for t in total]
     if any(t % 2 for t in total):
         x = F.pad(x, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
         padding = [0] * len(total)
     return CONVOLVE[len(total)](x, weight, bias, padding=padding, dilation=net.dilation)
+
+
+def run_whole(net: nn.Module, x: Tensor) -> Tensor:
+    """``run`` of a biased convolution C→1 over a map that is as large as its kernel."""
+    if x.device.type != "cpu" or recorded():
+        return run(net, x)
+    # As one product of matrices: torch's own takes three times as long, nearly all to prepare.
+    meets = torch.tensor(_meetings(*x.shape[1:]))
+    weight = F.pad(net.weight.to(x.dtype).flatten(), (0, 1))
+    matrix = weight.index_select(0, meets.flatten()).view(meets.shape)
+    return torch.addmm(net.bias.to(x.dtype), x.flatten(1), matrix).view(len(x), 1, *x.shape[2:])
+
+
+@lru_cache
+def _meetings(channels: int, *kernel: int) -> np.ndarray:
+    """(C·k, k): the place in the flat weight by which an input counts in an output, both in a map
+    of the kernel's size, padded as "same"; one past the last for an input out of reach."""
+    sides = np.array(kernel)[:, None, None]
+    places = np.indices(kernel).reshape(len(kernel), -1)
+    shift = places[:, :, None] - places[:, None] + (sides - 1) // 2
+    inside = ((shift >= 0) & (shift < sides)).all(0)
+    flat = np.ravel_multi_index(np.where(inside, shift, 0), kernel)
+    size = math.prod(kernel)
+    return np.concatenate(
+        [np.where(inside, flat + c * size, channels * size) for c in range(channels)]
+    )
 
 
 def _over_space(x: Tensor) -> tuple[int, ...]:
@@ -258,9 +289,11 @@ class CBAM(Attention):
         if x.shape[2:].numel() == 1:
             scores = 2 * self._mlp(nets, mean_space(x))  # one place: its mean is its maximum
         else:
-            # Pooled one after the other into one batch, so that the MLP runs once.
+            # Pooled one after the other into one batch, and summed where they are small: V2, that
+            # is linear, then takes half the batch.
             pooled = torch.cat([mean_space(x), max_space(x)])
-            scores = self._mlp(nets, pooled).unflatten(0, (2, -1)).sum(0)
+            hidden = ACTIVATIONS[self.activation](run(nets.fc1, pooled))
+            scores = run(nets.fc2, hidden.unflatten(0, (2, -1)).sum(0), times=2)
         return like(ACTIVATIONS[self.gate](scores), x)
 
     def _space(self, nets: nn.Module, x: Tensor) -> Tensor:
@@ -279,12 +312,12 @@ class CBAM(Attention):
     def attend(self, nets, x, strength, *, skips=False):
         if not self.pools:
             return super().attend(nets, x, strength, skips=skips)
-        # x' = x ⊙ (1 + 2Ac + (1 + Ac) ⊙ As) with skips, x ⊙ Ac ⊙ As without.
         a = self._channel(nets, x)
-        first = 1 + a if skips else a
-        b = ACTIVATIONS[self.gate](run(nets.spatial, x.pool_channels(first)))
-        rest = 1 + 2 * strength * a if skips else (1 - strength).expand_as(a)
-        return x.times_sum(rest, first, b * strength)
+        pooled = x.pool_channels(1 + a if skips else a)
+        b = strength * ACTIVATIONS[self.gate](run_whole(nets.spatial, pooled))
+        # The multiplier is 1 + 2Ac + (1 + Ac) ⊙ As with skips, Ac ⊙ As without: q + Ac ⊙ p.
+        p, q = (2 * strength + b, 1 + b) if skips else (b, (1 - strength).expand_as(b))
+        return x.times_sum(a, p, q)
 
     def combine(self, maps, *, skips=False):
         a, b = maps
