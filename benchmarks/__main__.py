@@ -19,6 +19,7 @@ PARTS = {
     "passes": cases.passes,
     "memory": cases.memory,
     "cost": cases.cost,
+    "recipe": cases.recipe,
     "loader": whole_run.loader,
     "epoch": whole_run.epoch,
     "start": whole_run.start,

@@ -131,15 +131,20 @@ def images(batch: int, device: torch.device, last: bool) -> Tensor:
     return x.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
+def optimizer_of(model: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
+    options = {"momentum": 0.9, "weight_decay": 5e-4, "fused": fused}
+    return torch.optim.SGD(model.parameters(), lr=0.01, **options)
+
+
 def training(
-    model: nn.Module, x: Tensor, bf16: bool = False, first: bool = True
+    model: nn.Module, x: Tensor, bf16: bool = False, first: bool = True, fused: bool = True
 ) -> Callable[[], None]:
     """A step: forward, backward, update (SGD with momentum and decay), as in wexlib.train.
 
     ``first``: with the weights that wexlib excites computed before the first layer.
     """
     labels = torch.arange(len(x), device=x.device) % 10
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    optimizer = optimizer_of(model, fused)
     model.train()
 
     def step():
@@ -210,6 +215,24 @@ def train(size: Size, device: torch.device) -> list[dict]:
                 bar = GPU_BAR
             rows.append(row | {"bar": bar})
     return rows
+
+
+def recipe(size: Size, device: torch.device) -> list[dict]:
+    """What choices of a recipe make of a plain training step, each alone and all together."""
+    bf16 = any(s.bf16 for s in settings(size, device))
+    batch = max(s.batch for s in settings(size, device) if s.naive)
+    choices = {"none": {}, "none, again": {}, "fused optimizer": {"fused": True}}
+    choices |= {"channels_last": {"last": True}} | ({"bf16": {"bf16": True}} if bf16 else {})
+    choices["all"] = {"fused": True, "last": True, "bf16": bf16}
+    steps = {}
+    for name, chosen in choices.items():
+        options = {"fused": False, "last": False, "bf16": False} | chosen
+        last = options.pop("last")
+        model = network(size, device, last=last)
+        steps[name] = training(model, images(batch, device, last), **options)
+    rows = compared(interleaved(steps, size.rounds, device), "none")
+    common = {"device": device.type, "batch": batch}
+    return [common | {"choice": name} | row for name, row in rows.items()]
 
 
 def infer(size: Size, device: torch.device) -> list[dict]:

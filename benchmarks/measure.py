@@ -96,3 +96,12 @@ def bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     times = interleaved({"copy": lambda: target.copy_(source)}, 15, device)["copy"]
     return 2 * source.nbytes / np.median(times) / 1e6
+
+
+def multiplications(device: torch.device) -> float:
+    """Floating-point operations a second of a product of two large float32 matrices."""
+    side = 2048 if device.type == "cpu" else 8192
+    a = torch.ones(side, side, device=device)
+    out = torch.empty_like(a)
+    times = interleaved({"product": lambda: torch.mm(a, a, out=out)}, 15, device)["product"]
+    return 2 * side**3 / np.median(times) * 1000

@@ -74,16 +74,14 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
             times_floor=(frame["ms"] / frame["floor_ms"]).round(1),
         )
     if "epoch" in read:
-        shown["Where an epoch's time goes, shares in percent"] = (
-            (
-                100
-                * read["epoch"].set_index(["device", "method", "part"])["share"].unstack(sort=False)
-            )
-            .round(1)
-            .fillna("–")
-            .reset_index()
-        )
+        methods = read["epoch"].groupby(["device", "method"], sort=False)
+        total, floor = methods["seconds"].sum(), methods["floor_s"].first()
+        shares = read["epoch"].set_index(["device", "method", "part"])["share"]
+        wide = (100 * shares.unstack(sort=False)).round(1).fillna("–")
+        times = {"seconds": total.round(2), "times_floor": (total / floor).round(2)}
+        shown["Where an epoch's time goes, shares in percent"] = wide.assign(**times).reset_index()
     for name, title, key, value in (
+        ("recipe", "Choices of a recipe, plain training step, ms", ["device", "choice"], "ms"),
         ("loader", "Loaders, images a second", ["device", "loader"], "images_per_s"),
         ("start", "Start of a process, seconds", ["what"], "s"),
         ("compile", "Compiled training step, ms", ["device", "batch", "method", "form"], "ms"),
@@ -92,8 +90,9 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
             frame = read[name]
             digits = 0 if name == "loader" else 2
             shown[title] = frame[key].assign(**{value: spread(frame, value, digits)})
-            if name == "compile":
+            if "ratio" in frame:
                 shown[title]["ratio"] = spread(frame, "ratio")
+            if name == "compile":
                 shown[title]["first_step_s"] = frame["first_step_s"].round(1)
     return shown
 

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 import wexlib
-from benchmarks.cases import FULL, METHODS, Size, excitation_of, network
-from benchmarks.measure import interleaved, quartiles
+from benchmarks.cases import FULL, METHODS, Size, excitation_of, network, optimizer_of
+from benchmarks.measure import interleaved, multiplications, quartiles
 from wexlib.data import Data, Loader
 from wexlib.files import root
 from wexlib.train import evaluate
@@ -100,16 +101,18 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
     """Where the time of an epoch goes, evaluation included, for plain and for each method.
 
     The excited weights are computed before the forward pass of a step and differentiated after the
-    backward pass: ``excitation`` is both.
+    backward pass: ``excitation`` is both. ``floor_s`` is the time of the epoch's products and
+    convolutions, at the rate of a large product of matrices.
     """
     train, test, batch = (1024, 512, 128) if size is FULL else (32, 16, 16)
     if device.type == "cuda" and size is FULL:
         train, test, batch = 50_000, 10_000, 512
     data = _random_images(train, test)
-    rows = []
+    rows, rate = [], multiplications(device)
     recipes = {"plain": None} | {name: recipe for name, (recipe, _) in METHODS.items()}
     for name, recipe in recipes.items():
         model = network(size, device)
+        flops = _flops(model, device)
         if recipe:
             wexlib.excite(model, recipe)
         seconds = _epoch(model, data, batch, device, excited=bool(recipe))
@@ -118,8 +121,16 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
             rows.append(
                 {"device": device.type, "method": name, "part": part, "seconds": value}
                 | {"share": value / total, "images": train, "evaluated": test, "batch": batch}
+                | {"floor_s": (3 * train + test) * flops / rate, "rate_gflops": rate / 1e9}
             )
     return rows
+
+
+def _flops(model: nn.Module, device: torch.device) -> int:
+    """Of one image forward; backward takes twice as many."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32, device=device))
+    return counter.get_total_flops()
 
 
 def _epoch(
@@ -129,7 +140,7 @@ def _epoch(
         name: Loader(data, name, batch_size=batch, shuffle=augment, augment=augment, device=device)
         for name, augment in (("train", True), ("test", False))
     }
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    optimizer = optimizer_of(model)
     # What the loss reaches other than through an excited weight.
     others = [p for name, p in model.named_parameters() if "parametrizations" not in name]
     seconds: dict[str, float] = defaultdict(float)

@@ -133,7 +133,8 @@ COLUMNS = {
     "cost": "method parameters flops train_ms train_low train_high inference_ms inference_low "
     "inference_high batch",
     "loader": "device loader images_per_s images_per_s_low images_per_s_high batch rounds",
-    "epoch": "device method part seconds share images evaluated batch",
+    "recipe": "device batch choice ms ms_low ms_high ratio ratio_low ratio_high rounds",
+    "epoch": "device method part seconds share images evaluated batch floor_s rate_gflops",
     "start": "what s s_low s_high rounds",
 }
 
@@ -151,6 +152,7 @@ def test_the_quick_run_writes_every_table(tmp_path):
     control = read["train"].query("form == 'control'")
     assert len(control) == read["train"].groupby(["memory_format", "precision"]).ngroups
     parts = read["epoch"].groupby("method")["share"].sum()
+    assert (read["epoch"]["floor_s"] > 0).all()
     # Each share is written with six digits.
     assert parts.to_list() == pytest.approx([1] * len(parts), abs=1e-5)
     total = (

@@ -89,7 +89,7 @@ def build(
 
 def optimizer_of(model: nn.Module, train: dict) -> torch.optim.Optimizer:
     """All parameters in one group, attention, biases and norms decayed too: the authors' choice."""
-    options = {"lr": train["lr"], "weight_decay": train["weight_decay"]}
+    options = {"lr": train["lr"], "weight_decay": train["weight_decay"], "fused": True}
     if train["optimizer"] == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=train["momentum"], **options)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train["optimizer"]]
