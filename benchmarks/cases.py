@@ -131,13 +131,13 @@ def images(batch: int, device: torch.device, last: bool) -> Tensor:
     return x.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def optimizer_of(model: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, fused: bool | None = True) -> torch.optim.Optimizer:
     options = {"momentum": 0.9, "weight_decay": 5e-4, "fused": fused}
     return torch.optim.SGD(model.parameters(), lr=0.01, **options)
 
 
 def training(
-    model: nn.Module, x: Tensor, bf16: bool = False, first: bool = True, fused: bool = True
+    model: nn.Module, x: Tensor, bf16: bool = False, first: bool = True, fused: bool | None = True
 ) -> Callable[[], None]:
     """A step: forward, backward, update (SGD with momentum and decay), as in wexlib.train.
 
@@ -226,7 +226,7 @@ def recipe(size: Size, device: torch.device) -> list[dict]:
     choices["all"] = {"fused": True, "last": True, "bf16": bf16}
     steps = {}
     for name, chosen in choices.items():
-        options = {"fused": False, "last": False, "bf16": False} | chosen
+        options = {"fused": None, "last": False, "bf16": False} | chosen
         last = options.pop("last")
         model = network(size, device, last=last)
         steps[name] = training(model, images(batch, device, last), **options)

@@ -112,7 +112,7 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
     recipes = {"plain": None} | {name: recipe for name, (recipe, _) in METHODS.items()}
     for name, recipe in recipes.items():
         model = network(size, device)
-        flops = _flops(model, device)
+        forward, both = _flops(model, device)
         if recipe:
             wexlib.excite(model, recipe)
         seconds = _epoch(model, data, batch, device, excited=bool(recipe))
@@ -121,16 +121,21 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
             rows.append(
                 {"device": device.type, "method": name, "part": part, "seconds": value}
                 | {"share": value / total, "images": train, "evaluated": test, "batch": batch}
-                | {"floor_s": (3 * train + test) * flops / rate, "rate_gflops": rate / 1e9}
+                | {"floor_s": (train * both + test * forward) / rate, "rate_gflops": rate / 1e9}
             )
     return rows
 
 
-def _flops(model: nn.Module, device: torch.device) -> int:
-    """Of one image forward; backward takes twice as many."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, 32, 32, device=device))
-    return counter.get_total_flops()
+def _flops(model: nn.Module, device: torch.device) -> tuple[int, int]:
+    """Of one image: forward, and forward and backward."""
+    counts = []
+    for backward in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            scores = model(torch.zeros(2, 3, 32, 32, device=device))
+            if backward:
+                scores.sum().backward()
+        counts.append(counter.get_total_flops() // 2)
+    return tuple(counts)
 
 
 def _epoch(

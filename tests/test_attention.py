@@ -171,3 +171,25 @@ def test_a_map_as_large_as_its_kernel_is_convolved_as_any(kernel):
     gradients = zip(*(torch.autograd.grad(y, inputs, g) for y in results), strict=True)
     for ours, torchs in gradients:
         torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "spatial", nn.Conv2d(2, 1, 7, padding="same")),
+        lambda m: setattr(m.spatial, "bias", None),
+        lambda m: setattr(m, "fc2", nn.Sequential(m.fc2, nn.BatchNorm1d(4))),
+        lambda m: setattr(m.fc2, "bias", None),
+    ],
+    ids=["7x7", "unbiased spatial", "normalized fc2", "unbiased fc2"],
+)
+def test_nets_of_another_form_on_a_weight(change):
+    m, x = Location(CBAM()).build(torch.empty(6, 4, 3, 3)), torch.randn(6, 4, 3, 3).double()
+    change(m)
+    m.double().eval()
+    scores = [m.fc2(torch.relu(m.fc1(z))) for z in (x.mean((2, 3)), x.amax((2, 3)))]
+    x1 = x * torch.sigmoid(sum(scores))[:, :, None, None]
+    expected = x1 * torch.sigmoid(m.spatial(z_pool(x1)))
+    torch.testing.assert_close(m(x), expected, rtol=1e-12, atol=1e-12)
+    with torch.device("meta"):
+        assert torch.equal(m(x), m(x))

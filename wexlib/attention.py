@@ -34,6 +34,8 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 ORDERS = ("sequential", "reversed", "parallel")
+#: Numbers of a map, all channels, up to which a convolution of its size is a product of matrices.
+LARGEST_MAP = 128
 
 
 # --- Nets ----------------------------------------------------------------------------------------
@@ -54,11 +56,10 @@ def _spatial(kernel: Sequence[int], published: bool) -> nn.Module:
     return nn.Sequential(_conv(2, 1, kernel, bias=False), norm)
 
 
-def run(net: nn.Module, x: Tensor, times: int = 1) -> Tensor:
+def run(net: nn.Module, x: Tensor) -> Tensor:
     """``net(x)`` with the net's parameters in x's dtype, so that half weights compute in float32.
 
-    Even kernels are padded here, as torch's "same" does it, which warns that it copies. Of a linear
-    net the bias counts ``times`` times: x is the sum of so many inputs.
+    Even kernels are padded here, as torch's "same" does it, which warns that it copies.
     """
     if isinstance(net, nn.Sequential):
         for part in net:
@@ -69,7 +70,7 @@ def run(net: nn.Module, x: Tensor, times: int = 1) -> Tensor:
     weight = net.weight.to(x.dtype)
     bias = None if net.bias is None else net.bias.to(x.dtype)
     if isinstance(net, nn.Linear):
-        return F.linear(x, weight, bias if times == 1 else times * bias)
+        return F.linear(x, weight, bias)
     total = [d * (k - 1) for d, k in zip(net.dilation, net.kernel_size, strict=True)]
     padding = [t // 2 for t in total]
     if any(t % 2 for t in total):
@@ -79,11 +80,21 @@ def run(net: nn.Module, x: Tensor, times: int = 1) -> Tensor:
 
 
 def run_whole(net: nn.Module, x: Tensor) -> Tensor:
-    """``run`` of a biased convolution C→1 over a map that is as large as its kernel."""
-    if x.device.type != "cpu" or recorded():
+    """``run`` of a net 2→1 over maps that are as large as its kernel, as a product of matrices.
+
+    Torch's convolution takes three times as long there, nearly all of it to prepare. Whatever this
+    does not fit is left to it.
+    """
+    if (
+        type(net) not in CONVOLUTIONS.values()
+        or (net.kernel_size, set(net.dilation)) != (x.shape[2:], {1})
+        or net.bias is None
+        or x[0].numel() > LARGEST_MAP
+        or x.device.type != "cpu"
+        or recorded()
+    ):
         return run(net, x)
-    # As one product of matrices: torch's own takes three times as long, nearly all to prepare.
-    meets = torch.tensor(_meetings(*x.shape[1:]))
+    meets = torch.from_numpy(_meetings(*x.shape[1:]))
     weight = F.pad(net.weight.to(x.dtype).flatten(), (0, 1))
     matrix = weight.index_select(0, meets.flatten()).view(meets.shape)
     return torch.addmm(net.bias.to(x.dtype), x.flatten(1), matrix).view(len(x), 1, *x.shape[2:])
@@ -99,9 +110,8 @@ def _meetings(channels: int, *kernel: int) -> np.ndarray:
     inside = ((shift >= 0) & (shift < sides)).all(0)
     flat = np.ravel_multi_index(np.where(inside, shift, 0), kernel)
     size = math.prod(kernel)
-    return np.concatenate(
-        [np.where(inside, flat + c * size, channels * size) for c in range(channels)]
-    )
+    channel = np.arange(channels)[:, None, None]
+    return np.where(inside, flat + channel * size, channels * size).reshape(-1, size)
 
 
 def _over_space(x: Tensor) -> tuple[int, ...]:
@@ -204,9 +214,17 @@ class Attention:
         hidden = self._hidden(channels, groups)
         return {"fc1": nn.Linear(channels, hidden), "fc2": nn.Linear(hidden, channels)}
 
-    def _mlp(self, nets: nn.Module, pooled: Tensor) -> Tensor:
-        """(N, C) -> (N, C): V2·activation(V1·z + b1) + b2."""
-        return run(nets.fc2, ACTIVATIONS[self.activation](run(nets.fc1, pooled)))
+    def _mlp(self, nets: nn.Module, pooled: Tensor, times: int = 1) -> Tensor:
+        """(times·N, C) -> (N, C): V2·activation(V1·z + b1) + b2, summed over the ``times``."""
+        hidden = ACTIVATIONS[self.activation](run(nets.fc1, pooled))
+        if times == 1:
+            return run(nets.fc2, hidden)
+        if not isinstance(nets.fc2, nn.Linear) or nets.fc2.bias is None:
+            return run(nets.fc2, hidden).unflatten(0, (times, -1)).sum(0)
+        # Summed where it is small, as V2 is linear.
+        hidden = hidden.unflatten(0, (times, -1)).sum(0)
+        weight, bias = (p.to(hidden.dtype) for p in (nets.fc2.weight, nets.fc2.bias))
+        return F.linear(hidden, weight, times * bias)
 
 
 @dataclass(frozen=True)
@@ -289,11 +307,8 @@ class CBAM(Attention):
         if x.shape[2:].numel() == 1:
             scores = 2 * self._mlp(nets, mean_space(x))  # one place: its mean is its maximum
         else:
-            # Pooled one after the other into one batch, and summed where they are small: V2, that
-            # is linear, then takes half the batch.
-            pooled = torch.cat([mean_space(x), max_space(x)])
-            hidden = ACTIVATIONS[self.activation](run(nets.fc1, pooled))
-            scores = run(nets.fc2, hidden.unflatten(0, (2, -1)).sum(0), times=2)
+            # Pooled one after the other into one batch, so that the MLP runs once.
+            scores = self._mlp(nets, torch.cat([mean_space(x), max_space(x)]), times=2)
         return like(ACTIVATIONS[self.gate](scores), x)
 
     def _space(self, nets: nn.Module, x: Tensor) -> Tensor:

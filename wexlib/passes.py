@@ -393,8 +393,8 @@ def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
     """Of x = (W − centre) ⊙ scale, each (N, 1) or None, max|x| as (1,), not below ``SMALLEST``;
     of the largest x its filter, (1,), and its sign at its place in that filter, (1, C, *space)."""
     axes = _filters(weight)
-    ends = (_affine(end(axes, keepdim=True), centre, scale) for end in (weight.amax, weight.amin))
-    high, low = ends
+    high = _affine(weight.amax(axes, keepdim=True), centre, scale)
+    low = _affine(weight.amin(axes, keepdim=True), centre, scale)
     maximum, filter_ = torch.maximum(high, -low).flatten().max(0, keepdim=True)
     # The scale is above 0, and so of no weight within a filter.
     at = (
