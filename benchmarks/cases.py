@@ -221,15 +221,16 @@ def recipe(size: Size, device: torch.device) -> list[dict]:
     """What choices of a recipe make of a plain training step, each alone and all together."""
     bf16 = any(s.bf16 for s in settings(size, device))
     batch = max(s.batch for s in settings(size, device) if s.naive)
-    choices = {"none": {}, "none, again": {}, "fused optimizer": {"fused": True}}
-    choices |= {"channels_last": {"last": True}} | ({"bf16": {"bf16": True}} if bf16 else {})
-    choices["all"] = {"fused": True, "last": True, "bf16": bf16}
+    # channels_last, bf16, fused; None is torch's own choice of an optimizer
+    none = (False, False, None)
+    choices = {"none": none, "none, again": none, "fused optimizer": (False, False, True)}
+    choices |= {"channels_last": (True, False, None)}
+    choices |= {"bf16": (False, True, None)} if bf16 else {}
+    choices["all"] = (True, bf16, True)
     steps = {}
-    for name, chosen in choices.items():
-        options = {"fused": None, "last": False, "bf16": False} | chosen
-        last = options.pop("last")
-        model = network(size, device, last=last)
-        steps[name] = training(model, images(batch, device, last), **options)
+    for name, (last, half, fused) in choices.items():
+        x = images(batch, device, last)
+        steps[name] = training(network(size, device, last=last), x, half, fused=fused)
     rows = compared(interleaved(steps, size.rounds, device), "none")
     common = {"device": device.type, "batch": batch}
     return [common | {"choice": name} | row for name, row in rows.items()]
