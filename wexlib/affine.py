@@ -51,7 +51,7 @@ class Affine:
             return self._mean
         if self.shape[2:].numel() == 1:
             return self._map(self.weight.flatten(1))
-        self.weight, mean = passes.MeanSpace.run(self.weight)
+        self.weight, mean = passes.MeanSpace.apply(self.weight)
         self._handed_on, self._mean = True, self._map(mean)
         return self._mean
 
@@ -59,20 +59,21 @@ class Affine:
         """The maximum of every kernel: (N, C)."""
         if self.shape[2:].numel() == 1:
             return self._map(self.weight.flatten(1))
-        self.weight, maximum, _ = passes.MaxSpace.run(self.weight)
+        inputs = self.weight, self.centre, self.scale
+        self.weight, maximum, _ = passes.MaxSpace.apply(*inputs)
         self._handed_on = True
-        return self._map(maximum)
+        return maximum
 
     def pool_channels(self, gate: Tensor) -> Tensor:
         """(N, 2, *space): the maximum of x ⊙ gate over axis 1, then its mean; gate (N, C, 1, …)."""
         inputs = self.weight, self.centre, gate.flatten(1)
-        self.weight, maximum, mean, _ = passes.PoolChannels.run(*inputs)
+        self.weight, maximum, mean, _ = passes.PoolChannels.apply(*inputs)
         self._handed_on = True
         return self._scaled(torch.cat([maximum, mean], 1))
 
     def standardized(self) -> "Affine":
         """(x − mean) / (std + 1e-5) of every filter, std unbiased."""
-        weight, mean, centre, _, scale = passes.Standardized.run(self.dense())
+        weight, mean, centre, _, scale = passes.Standardized.apply(self.dense())
         result = Affine(weight, centre, scale)
         result._mean = mean
         return result
@@ -80,13 +81,13 @@ class Affine:
     def dense(self) -> Tensor:
         """x, computed."""
         if self.scale is not None:
-            return passes.Dense.run(self.weight, self.centre, self.scale)
-        return passes.Apart.run(self.weight) if self._handed_on else self.weight
+            return passes.Dense.apply(self.weight, self.centre, self.scale)
+        return passes.Apart.apply(self.weight) if self._handed_on else self.weight
 
     def times(self, gate: Tensor) -> Tensor:
         """x ⊙ gate, a number for each kernel, (N, C, 1, …), or what broadcasts to that."""
         gate = (gate.flatten(1) if gate.dim() else gate).expand(self.shape[:2])
-        return passes.Dense.run(self.weight, self.centre, self._scaled(gate))
+        return passes.Dense.apply(self.weight, self.centre, self._scaled(gate))
 
     def blend(self, multiplier: Tensor, strength: Tensor) -> Tensor:
         """x ⊙ multiplier for ``strength`` 1, x for 0, both to the last bit."""
@@ -99,11 +100,11 @@ class Affine:
     def times_sum(self, a: Tensor, p: Tensor, q: Tensor) -> Tensor:
         """x ⊙ (q + a ⊙ p): a (N, C, 1, …), p and q (N, 1, *space)."""
         inputs = self.weight, self.centre, a.flatten(1), self._scaled(p), self._scaled(q)
-        return passes.TimesSum.run(*inputs)
+        return passes.TimesSum.apply(*inputs)
 
     def artanh(self, eps: float, strength: Tensor) -> Tensor:
         """x, for ``strength`` 0, blended with M·artanh(x / M), M = (1 + ε)·max|x| in the graph."""
-        return passes.Artanh.run(self.weight, self.centre, self.scale, strength, eps)[0]
+        return passes.Artanh.apply(self.weight, self.centre, self.scale, strength, eps)[0]
 
 
 def largest(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -111,5 +112,5 @@ def largest(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     The authors do not detach it: the gradient reaches the largest weight through M too.
     """
-    x, maximum, *_ = passes.Largest.run(x)
+    x, maximum, *_ = passes.Largest.apply(x)
     return x, (1 + eps) * maximum.view(())

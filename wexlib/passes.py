@@ -12,8 +12,9 @@ A statistic hands W on beside it, so that in the backward pass the gradient arri
 to which the statistic adds its share in place. That tensor has to be nobody else's.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import repeat
 
 import torch
@@ -39,10 +40,9 @@ class Pass(Function):
 
     generate_vmap_rule = True
 
-    @classmethod
-    def run(cls, *args):
-        """``apply``, past torch's search for default arguments, which takes longer than it does."""
-        return cls.apply(*args) if recorded() else super(Function, cls).apply(*args)
+    def __init_subclass__(cls):
+        # Torch asks for it at every call, and to find it takes longer than to call.
+        cls.forward.__signature__ = inspect.signature(cls.forward)
 
 
 def recorded() -> bool:
@@ -51,7 +51,8 @@ def recorded() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
-        or any(torch._C._get_dispatch_mode(mode) is not None for mode in RECORDERS)
+        or torch._C._len_torch_dispatch_stack() > 0
+        and any(torch._C._get_dispatch_mode(mode) is not None for mode in RECORDERS)
     )
 
 
@@ -65,19 +66,20 @@ def is_one(x: Tensor) -> bool:
     return x.device.type == "cpu" and not recorded() and x.item() == 1
 
 
-def _runs(*tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
-    """A few filters of each tensor at a time, and None of None."""
-    filters = _at_a_time(tensors[0])
-    count = -(-tensors[0].shape[0] // filters)
-    parts = (repeat(None, count) if tensor is None else tensor.split(filters) for tensor in tensors)
-    return zip(*parts, strict=True)
-
-
-def _at_a_time(weight: Tensor) -> int:
-    """Filters in a run."""
-    if weight.device.type != "cpu" or _stepwise():
-        return weight.shape[0]
-    return min(max(AT_A_TIME // weight[0].numel(), 1), weight.shape[0])
+def _runs(*tensors: Tensor | None, scratch: int = 0) -> list[tuple[Tensor | None, ...]]:
+    """A few filters of each tensor at a time, and None of None; then memory for ``scratch`` results
+    of that size, the same for every run, or None where every step has to be new."""
+    weight, stepwise = tensors[0], _stepwise()
+    count = filters = len(weight)
+    if weight.device.type == "cpu" and not stepwise:
+        filters = min(max(AT_A_TIME // weight.shape[1:].numel(), 1), count)
+    part = weight if filters == count else weight[:filters]
+    memory = [None if stepwise else torch.empty_like(part) for _ in range(scratch)]
+    if filters == count:
+        return [(*tensors, *memory)]
+    splits = [repeat(None) if tensor is None else tensor.split(filters) for tensor in tensors]
+    runs = zip(*splits, strict=False)
+    return [(*parts, *(x[: len(parts[0])] for x in memory)) for parts in runs]
 
 
 def _joined(found: list[tuple[Tensor, ...]]) -> Iterator[Tensor]:
@@ -93,12 +95,9 @@ def _result(weight: Tensor) -> Tensor | None:
     return None if _stepwise() else torch.empty_like(weight)
 
 
-def _scratch(weight: Tensor, count: int) -> Callable[[Tensor], list[Tensor | None]]:
-    """Memory for ``count`` results that a run needs for itself, the same for every run."""
-    if _stepwise():
-        return lambda part: [None] * count
-    memory = [torch.empty_like(weight[: _at_a_time(weight)]) for _ in range(count)]
-    return lambda part: [tensor[: len(part)] for tensor in memory]
+def _add(x: Tensor, name: str, *args) -> Tensor:
+    """``x.name(*args)``, in place where no step has to be new; x is nobody else's."""
+    return getattr(x, name if _stepwise() else name + "_")(*args)
 
 
 def _into(memory: Tensor | None) -> dict[str, Tensor]:
@@ -129,6 +128,8 @@ def _filters(x: Tensor) -> tuple[int, ...]:
 
 def _pool(x: Tensor, value: float = 1.0) -> Tensor:
     """(N, C, *space) -> (N, C): the sum over space, times ``value``."""
+    if x.shape[2:].numel() == 1:
+        return x.flatten(1) * value
     # Torch's sum over so few places takes up to four times as long on a CPU as what stands here.
     if x.device.type == "cpu" and x.is_contiguous():
         kernels = x.view(-1, x.shape[2:].numel())
@@ -138,6 +139,16 @@ def _pool(x: Tensor, value: float = 1.0) -> Tensor:
     else:
         sums = x.sum(tuple(range(2, x.dim())))
     return sums if value == 1 else sums * value
+
+
+def _max_channels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum over axis 1, and its place, one of equal ones; x is used up."""
+    if x.device.type != "cpu" or x.stride(1) != 1 or _stepwise():
+        return x.max(1, keepdim=True)
+    # With the channels innermost torch's search for the place takes four times as long.
+    maximum = x.amax(1, keepdim=True)
+    places = torch.arange(x.shape[1], dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 2))
+    return maximum, torch.ge(x, maximum, out=x).mul_(places).amax(1, keepdim=True).long()
 
 
 def _pool_as(x: Tensor, small: Tensor) -> Tensor:
@@ -159,7 +170,7 @@ class MeanSpace(Pass):
     @staticmethod
     def backward(ctx, gradient, d_mean):
         share = _space(d_mean / gradient.shape[2:].numel(), gradient)
-        return gradient + share if _stepwise() else gradient.add_(share)
+        return _add(gradient, "add", share)
 
 
 class Apart(Pass):
@@ -217,9 +228,7 @@ class Standardized(Pass):
         if d_mean is not None:
             rest = torch.addcmul(rest, d_mean, scale, value=1 / size)
         factor, rest = _space(factor, weight), _space(rest, weight)
-        if _stepwise():
-            return torch.addcmul(gradient, weight, factor) + rest
-        return gradient.addcmul_(weight, factor).add_(rest)
+        return _add(_add(gradient, "addcmul", weight, factor), "add", rest)
 
 
 def _deviation(weight: Tensor, centre: Tensor) -> Tensor | None:
@@ -241,34 +250,36 @@ def _deviation(weight: Tensor, centre: Tensor) -> Tensor | None:
 
 
 class MaxSpace(Pass):
-    """W -> W, the maximum of every kernel (N, C), the first of equal ones."""
+    """W -> W, and of x = (W − centre) ⊙ scale the maximum of every kernel (N, C), and the place of
+    the first of equal ones; centre and scale (N, 1), or both None for 0 and 1."""
 
     @staticmethod
-    def forward(weight: Tensor):
-        # Torch finds a maximum's place fastest by pooling with the channels innermost.
-        kernels = weight if weight.dim() == 4 else weight.flatten(2).unsqueeze(3)
-        found = [
-            F.max_pool2d(
-                part.contiguous(memory_format=torch.channels_last),
-                kernels.shape[2:],
-                return_indices=True,
-            )
-            for (part,) in _runs(kernels)
-        ]
+    def forward(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
+        kernels, found = weight if weight.dim() == 4 else weight.flatten(2).unsqueeze(3), []
+        for (part,) in _runs(kernels):
+            if not recorded():
+                # Torch finds a maximum's place fastest with the channels innermost.
+                part = part.contiguous(memory_format=torch.channels_last)
+            found.append(F.max_pool2d(part, kernels.shape[2:], return_indices=True))
         maximum, place = _joined(found)
-        return weight.view_as(weight), maximum[..., 0, 0], place[..., 0]
+        maximum = _affine(maximum.flatten(1), centre, scale)
+        return weight.view_as(weight), maximum, place[..., 0]
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(output[2])
+        ctx.save_for_backward(inputs[2], *output[1:])
         ctx.mark_non_differentiable(output[2])
 
     @staticmethod
     def backward(ctx, gradient, d_maximum, _):
-        (place,) = ctx.saved_tensors
-        kernels = gradient.flatten(2)
-        add = kernels.scatter_add if _stepwise() else kernels.scatter_add_
-        return add(2, place, d_maximum[..., None]).view_as(gradient)
+        scale, maximum, place = ctx.saved_tensors
+        share, d_centre, d_scale = d_maximum, None, None
+        if scale is not None:
+            share = d_maximum * scale
+            d_centre = -share.sum(1, keepdim=True)
+            d_scale = (d_maximum * maximum).sum(1, keepdim=True) / scale
+        added = _add(gradient.flatten(2), "scatter_add", 2, place, share[..., None])
+        return added.view_as(gradient), d_centre, d_scale
 
 
 class PoolChannels(Pass):
@@ -278,13 +289,12 @@ class PoolChannels(Pass):
 
     @staticmethod
     def forward(weight: Tensor, centre: Tensor | None, gate: Tensor):
-        scratch, found = _scratch(weight, 1), []
-        for part, c, gate_part in _runs(weight, centre, gate):
-            (x,) = scratch(part)
+        found = []
+        for part, c, gate_part, x in _runs(weight, centre, gate, scratch=1):
             x = torch.mul(_centred(part, c, **_into(x)), _space(gate_part, part), **_into(x))
-            maximum, place = x.max(1, keepdim=True)
-            found.append((maximum, x.mean(1, keepdim=True), place))
-        return weight.view_as(weight), *_joined(found)
+            found.append((x.mean(1, keepdim=True), *_max_channels(x)))
+        mean, maximum, place = _joined(found)
+        return weight.view_as(weight), maximum, mean, place
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -295,9 +305,9 @@ class PoolChannels(Pass):
     def backward(ctx, gradient, d_maximum, d_mean, _):
         weight, centre, gate, place = ctx.saved_tensors
         d_mean = d_mean / weight.shape[1]
-        result, scratch, found = None if _stepwise() else gradient, _scratch(weight, 1), []
-        for part, c, gate_part, d, g, out in _runs(weight, centre, gate, d_mean, gradient, result):
-            (x,) = scratch(part)
+        result, found = None if _stepwise() else gradient, []
+        runs = _runs(weight, centre, gate, d_mean, gradient, result, scratch=1)
+        for part, c, gate_part, d, g, out, x in runs:
             x = torch.mul(_centred(part, c, **_into(x)), d, **_into(x))
             found.append((_pool(x),))
             summed = torch.addcmul(g, _space(gate_part, part), d, **_into(out))
@@ -306,9 +316,9 @@ class PoolChannels(Pass):
         at, d_at = place.flatten(1), d_maximum.flatten(1)
         value = _centred(weight.gather(1, place), centre).flatten(1)
         share = d_at * gate.gather(1, at)
-        d_gate = d_gate.scatter_add(1, at, value * d_at)
-        gradient = (summed if result is None else result).scatter_add_(
-            1, place, share.view_as(place)
+        d_gate = _add(d_gate, "scatter_add", 1, at, value * d_at)
+        gradient = _add(
+            summed if result is None else result, "scatter_add", 1, place, share.view_as(place)
         )
         if centre is None:
             return gradient, None, d_gate
@@ -334,9 +344,8 @@ class Dense(Pass):
     @staticmethod
     def backward(ctx, gradient):
         weight, centre, slope = ctx.saved_tensors
-        result, scratch, found = _result(weight), _scratch(weight, 1), []
-        for part, c, s, g, out in _runs(weight, centre, slope, gradient, result):
-            (x,) = scratch(part)
+        result, found = _result(weight), []
+        for part, c, s, g, out, x in _runs(weight, centre, slope, gradient, result, scratch=1):
             x = torch.mul(_centred(part, c, **_into(x)), g, **_into(x))
             d_weight = torch.mul(g, _space(s, part), **_into(out))
             found.append((_pool_as(x, s), d_weight.sum(_filters(part))[:, None]))
@@ -351,9 +360,9 @@ class TimesSum(Pass):
 
     @staticmethod
     def forward(weight: Tensor, centre: Tensor | None, a: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        result, scratch = _result(weight), _scratch(weight, 1)
-        for part, c, a_part, p_part, q_part, out in _runs(weight, centre, a, p, q, result):
-            (slope,) = scratch(part)
+        result = _result(weight)
+        runs = _runs(weight, centre, a, p, q, result, scratch=1)
+        for part, c, a_part, p_part, q_part, out, slope in runs:
             slope = _slope(q_part, _space(a_part, part), p_part, **_into(slope))
             y = torch.mul(_centred(part, c, **_into(out)), slope, **_into(out))
         return y if result is None else result
@@ -365,11 +374,9 @@ class TimesSum(Pass):
     @staticmethod
     def backward(ctx, gradient):
         weight, centre, a, p, q = ctx.saved_tensors
-        result, scratch, found = _result(weight), _scratch(weight, 2), []
-        for part, c, a_part, p_part, q_part, g, out in _runs(
-            weight, centre, a, p, q, gradient, result
-        ):
-            first, second = scratch(part)
+        result, found = _result(weight), []
+        runs = _runs(weight, centre, a, p, q, gradient, result, scratch=2)
+        for part, c, a_part, p_part, q_part, g, out, first, second in runs:
             a_part = _space(a_part, part)
             slope = _slope(q_part, a_part, p_part, **_into(first))
             d_weight = torch.mul(g, slope, **_into(out))
@@ -403,7 +410,8 @@ def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
     values = _centred(*at).flatten()
     place = values.abs().argmax().view(1)
     sign = values[place].sign() * (maximum >= SMALLEST)
-    signs = torch.zeros_like(values).scatter_(0, place, sign).view(1, *weight.shape[1:])
+    places = torch.arange(len(values), device=values.device)
+    signs = (sign * (places == place)).view(1, *weight.shape[1:])
     return maximum.clamp(min=SMALLEST), filter_, signs
 
 
@@ -422,8 +430,7 @@ class Largest(Pass):
     @staticmethod
     def backward(ctx, gradient, d_largest, *_):
         filter_, signs = ctx.saved_tensors
-        add = gradient.index_add if _stepwise() else gradient.index_add_
-        return add(0, filter_, d_largest * signs)
+        return _add(gradient, "index_add", 0, filter_, d_largest * signs)
 
 
 class Artanh(Pass):
@@ -437,14 +444,14 @@ class Artanh(Pass):
     ):
         maximum, filter_, signs = _largest(weight, centre, scale)
         m, whole = (1 + eps) * maximum, is_one(strength)
-        over = (1 / m).expand(len(weight), 1) if scale is None else scale / m
-        result, scratch = _result(weight), _scratch(weight, 0 if whole else 1)
-        for part, c, s, s_over, out in _runs(weight, centre, scale, over, result):
+        result, over = _result(weight), _over(m, weight, scale)
+        runs = _runs(weight, centre, scale, over, result, scratch=0 if whole else 1)
+        for part, c, s, s_over, out, *x in runs:
             y = torch.atanh(_affine(part, c, s_over, **_into(out)), **_into(out))
             y = torch.mul(y, m, **_into(out))
             if not whole:
-                (x,) = scratch(part)
-                y = torch.lerp(_affine(part, c, s, **_into(x)), y, strength, **_into(out))
+                x = _affine(part, c, s, **_into(*x))
+                y = torch.lerp(x, y, strength, **_into(out))
         return y if result is None else result, m, filter_, signs
 
     @staticmethod
@@ -457,31 +464,37 @@ class Artanh(Pass):
     def backward(ctx, gradient, d_m, *_):
         weight, centre, scale, strength, y, m, filter_, signs = ctx.saved_tensors
         axes, whole, one = _filters(weight), is_one(strength), torch.ones_like(m)
-        result, scratch, found = _result(weight), _scratch(weight, 2), []
-        for part, c, s, y_part, g, out in _runs(weight, centre, scale, y, gradient, result):
-            first, second = scratch(part)
-            x = _affine(part, c, s, **_into(first))
-            u = torch.div(x, m, **_into(second))
+        result, over, found = _result(weight), _over(m, weight, scale), []
+        runs = _runs(weight, centre, scale, over, y, gradient, result, scratch=2)
+        for part, c, s, s_over, y_part, g, out, first, second in runs:
+            u = _affine(part, c, s_over, **_into(first))
             slope = torch.addcmul(one, u, u, value=-1, **_into(second))
             slope = torch.reciprocal(slope, **_into(second))
             if not whole:
                 slope = torch.lerp(one, slope, strength, **_into(second))
             d_weight = torch.mul(g, slope, **_into(out))
             total = d_weight.sum(axes)[:, None]
-            by_x = torch.mul(d_weight, x, **_into(first)).sum(axes)[:, None]
+            by_u = torch.mul(d_weight, u, **_into(first)).sum(axes)[:, None]
             by_y = torch.mul(g, y_part, **_into(second)).sum(axes)[:, None]
             if s is not None:
                 d_weight = torch.mul(d_weight, _space(s, part), **_into(out))
-            found.append((total, by_x, by_y))
-        total, by_x, by_y = _joined(found)
+            found.append((total, by_u, by_y))
+        total, by_u, by_y = _joined(found)
+        by_x = by_u * m
         d_weight = d_weight if result is None else result
         # y is homogeneous in x and M: y = x·∂y/∂x + M·∂y/∂M.
         d_m = d_m + (by_y - by_x).sum() / m
         d_largest = (1 + ctx.eps) * d_m * signs
-        add = d_weight.index_add if _stepwise() else d_weight.index_add_
         if scale is None:
-            return add(0, filter_, d_largest), None, None, None, None
-        d_weight = add(0, filter_, d_largest * _space(scale.index_select(0, filter_), weight))
+            d_weight = _add(d_weight, "index_add", 0, filter_, d_largest)
+            return d_weight, None, None, None, None
+        share = d_largest * _space(scale.index_select(0, filter_), weight)
+        d_weight = _add(d_weight, "index_add", 0, filter_, share)
         total = total.index_add(0, filter_, d_largest.sum().view(1, 1))
         by_x = by_x.index_add(0, filter_, (d_m * m * signs.abs().sum()).view(1, 1))
         return d_weight, -total * scale, by_x / scale, None, None
+
+
+def _over(m: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """scale / M, (N, 1)."""
+    return (1 / m).expand(len(weight), 1) if scale is None else scale / m
