@@ -19,17 +19,20 @@ CHAINS = [
     [Magnitude()],
 ]
 SHAPES = [(8, 32, 3, 3), (4, 3, 7, 7), (5, 20, 2), (3, 48, 2, 3, 2), (6, 17, 1, 3), (300, 16, 3, 3)]
+#: With enough channels for their maximum to be found in steps.
+WIDE = [(9, 80, 3, 3), (4, 70, 1, 1), (3, 64, 2, 3, 2), (70, 1000, 3, 3)]
 
 
 def weights(shape):
     """A weight in each memory format that its rank has."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     yield weight
-    if len(shape) == 4:
-        yield weight.to(memory_format=torch.channels_last)
+    if len(shape) in (4, 5):
+        last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        yield weight.to(memory_format=last)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + WIDE)
 def test_maxima_and_their_gradients_go_to_their_places(shape):
     for weight in weights(shape):
         weight.requires_grad_()
@@ -53,6 +56,24 @@ def test_maxima_and_their_gradients_go_to_their_places(shape):
         (gradient,) = torch.autograd.grad(m, weight)
         wanted = torch.where(weight.abs() == weight.abs().max(), 1.5 * weight.sign(), 0)
         assert torch.equal(gradient, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES + WIDE)
+def test_of_equal_maxima_the_first_gets_the_gradient(shape, dtype):
+    """As with zeros that pruning leaves; against numpy, whose argmax is the first."""
+    for weight in weights(shape):
+        weight = (weight > 3).to(dtype).requires_grad_()
+        whole = weight.detach().float().numpy()
+        pooled = Affine(weight).pool_channels(weight.new_ones(shape[:2]))
+        (gradient,) = torch.autograd.grad(pooled[:, :1].sum(), weight)
+        place = torch.from_numpy(whole.argmax(1, keepdims=True))
+        assert torch.equal(gradient.float(), torch.zeros(shape).scatter(1, place, 1.0))
+
+        (gradient,) = torch.autograd.grad(Affine(weight).max_space().sum(), weight)
+        place = torch.from_numpy(whole.reshape(*shape[:2], -1).argmax(2, keepdims=True))
+        wanted = torch.zeros(*shape[:2], place.new_empty(shape[2:]).numel()).scatter(2, place, 1.0)
+        assert torch.equal(gradient.float().flatten(2), wanted)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e19, 1e30])

@@ -20,7 +20,7 @@ class Affine:
 
     Args:
         weight: W.
-        centre, scale: a number for each filter, (N, 1), or None for 0 and 1; scale is above 0.
+        centre, scale: a number for each filter, (N, 1), or both None for 0 and 1; scale is above 0.
     """
 
     def __init__(self, weight: Tensor, centre: Tensor | None = None, scale: Tensor | None = None):

@@ -15,7 +15,6 @@ to which the statistic adds its share in place. That tensor has to be nobody els
 import inspect
 import math
 from collections.abc import Iterator
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -29,6 +28,9 @@ SMALLEST = 2.0**-100
 #: On a CPU, numbers that are worked on at a time, in whole filters: 2.4 MB in float32.
 AT_A_TIME = 600_000
 
+#: Channels from which on their maximum is found in steps.
+MANY = 64
+
 #: What writes operations down: torch.export's fakes, make_fx and functionalization.
 RECORDERS = tuple(
     getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL")
@@ -41,7 +43,8 @@ class Pass(Function):
     generate_vmap_rule = True
 
     def __init_subclass__(cls):
-        # Torch asks for it at every call, and to find it takes longer than to call.
+        super().__init_subclass__()
+        # Torch inspects the signature at every call: kept, that takes 1 µs, not 7.
         cls.forward.__signature__ = inspect.signature(cls.forward)
 
 
@@ -51,8 +54,10 @@ def recorded() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        and any(torch._C._get_dispatch_mode(mode) is not None for mode in RECORDERS)
+        or (
+            torch._C._len_torch_dispatch_stack() > 0
+            and any(torch._C._get_dispatch_mode(mode) is not None for mode in RECORDERS)
+        )
     )
 
 
@@ -70,15 +75,16 @@ def _runs(*tensors: Tensor | None, scratch: int = 0) -> list[tuple[Tensor | None
     """A few filters of each tensor at a time, and None of None; then memory for ``scratch`` results
     of that size, the same for every run, or None where every step has to be new."""
     weight, stepwise = tensors[0], _stepwise()
-    count = filters = len(weight)
+    count = filters = weight.shape[0]
     if weight.device.type == "cpu" and not stepwise:
         filters = min(max(AT_A_TIME // weight.shape[1:].numel(), 1), count)
     part = weight if filters == count else weight[:filters]
     memory = [None if stepwise else torch.empty_like(part) for _ in range(scratch)]
     if filters == count:
         return [(*tensors, *memory)]
-    splits = [repeat(None) if tensor is None else tensor.split(filters) for tensor in tensors]
-    runs = zip(*splits, strict=False)
+    none = [None] * -(-count // filters)
+    splits = (none if tensor is None else tensor.split(filters) for tensor in tensors)
+    runs = zip(*splits, strict=True)
     return [(*parts, *(x[: len(parts[0])] for x in memory)) for parts in runs]
 
 
@@ -95,8 +101,8 @@ def _result(weight: Tensor) -> Tensor | None:
     return None if _stepwise() else torch.empty_like(weight)
 
 
-def _add(x: Tensor, name: str, *args) -> Tensor:
-    """``x.name(*args)``, in place where no step has to be new; x is nobody else's."""
+def _in_place(x: Tensor, name: str, *args) -> Tensor:
+    """``x.name(*args)``, in place but where every step has to be new; x is nobody else's."""
     return getattr(x, name if _stepwise() else name + "_")(*args)
 
 
@@ -142,13 +148,22 @@ def _pool(x: Tensor, value: float = 1.0) -> Tensor:
 
 
 def _max_channels(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum over axis 1, and its place, one of equal ones; x is used up."""
-    if x.device.type != "cpu" or x.stride(1) != 1 or _stepwise():
+    """The maximum over axis 1, and the place of the first of equal ones; x is used up."""
+    channels = x.shape[1]
+    if (
+        (x.device.type, x.stride(1)) != ("cpu", 1)
+        or channels < MANY
+        or x.dtype.itemsize < 4  # its numbers are too coarse for places
+        or _stepwise()
+    ):
         return x.max(1, keepdim=True)
-    # With the channels innermost torch's search for the place takes four times as long.
+    # Where many channels lie side by side torch's search for the place takes up to four times as
+    # long as this: the least of the places, after those of smaller numbers are put behind all.
     maximum = x.amax(1, keepdim=True)
-    places = torch.arange(x.shape[1], dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 2))
-    return maximum, torch.ge(x, maximum, out=x).mul_(places).amax(1, keepdim=True).long()
+    places = torch.arange(channels, dtype=x.dtype, device=x.device)
+    places = places.view(-1, *[1] * (x.dim() - 2))
+    places = torch.add(places, torch.lt(x, maximum, out=x), alpha=channels, out=x)
+    return maximum, places.amin(1, keepdim=True).long()
 
 
 def _pool_as(x: Tensor, small: Tensor) -> Tensor:
@@ -170,7 +185,7 @@ class MeanSpace(Pass):
     @staticmethod
     def backward(ctx, gradient, d_mean):
         share = _space(d_mean / gradient.shape[2:].numel(), gradient)
-        return _add(gradient, "add", share)
+        return _in_place(gradient, "add", share)
 
 
 class Apart(Pass):
@@ -228,7 +243,7 @@ class Standardized(Pass):
         if d_mean is not None:
             rest = torch.addcmul(rest, d_mean, scale, value=1 / size)
         factor, rest = _space(factor, weight), _space(rest, weight)
-        return _add(_add(gradient, "addcmul", weight, factor), "add", rest)
+        return _in_place(_in_place(gradient, "addcmul", weight, factor), "add", rest)
 
 
 def _deviation(weight: Tensor, centre: Tensor) -> Tensor | None:
@@ -257,8 +272,9 @@ class MaxSpace(Pass):
     def forward(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
         kernels, found = weight if weight.dim() == 4 else weight.flatten(2).unsqueeze(3), []
         for (part,) in _runs(kernels):
-            if not recorded():
-                # Torch finds a maximum's place fastest with the channels innermost.
+            # Torch finds a maximum over space fastest with the channels innermost; vmap knows no
+            # memory format.
+            if not torch._C._are_functorch_transforms_active():
                 part = part.contiguous(memory_format=torch.channels_last)
             found.append(F.max_pool2d(part, kernels.shape[2:], return_indices=True))
         maximum, place = _joined(found)
@@ -278,13 +294,13 @@ class MaxSpace(Pass):
             share = d_maximum * scale
             d_centre = -share.sum(1, keepdim=True)
             d_scale = (d_maximum * maximum).sum(1, keepdim=True) / scale
-        added = _add(gradient.flatten(2), "scatter_add", 2, place, share[..., None])
+        added = _in_place(gradient.flatten(2), "scatter_add", 2, place, share[..., None])
         return added.view_as(gradient), d_centre, d_scale
 
 
 class PoolChannels(Pass):
     """W -> W, and of x = (W − centre) ⊙ gate the maximum over axis 1, and the mean: (N, 1, *space)
-    each, and the place of the maximum, one of equal ones; centre (N, 1), or None for 0; gate
+    each, and the place of the maximum, the first of equal ones; centre (N, 1), or None for 0; gate
     (N, C)."""
 
     @staticmethod
@@ -316,8 +332,8 @@ class PoolChannels(Pass):
         at, d_at = place.flatten(1), d_maximum.flatten(1)
         value = _centred(weight.gather(1, place), centre).flatten(1)
         share = d_at * gate.gather(1, at)
-        d_gate = _add(d_gate, "scatter_add", 1, at, value * d_at)
-        gradient = _add(
+        d_gate = _in_place(d_gate, "scatter_add", 1, at, value * d_at)
+        gradient = _in_place(
             summed if result is None else result, "scatter_add", 1, place, share.view_as(place)
         )
         if centre is None:
@@ -410,9 +426,14 @@ def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
     values = _centred(*at).flatten()
     place = values.abs().argmax().view(1)
     sign = values[place].sign() * (maximum >= SMALLEST)
-    places = torch.arange(len(values), device=values.device)
+    places = torch.arange(values.numel(), device=values.device)
     signs = (sign * (places == place)).view(1, *weight.shape[1:])
     return maximum.clamp(min=SMALLEST), filter_, signs
+
+
+def _over(m: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """scale / M as (N, 1), without a scale 1 / M."""
+    return (1 / m).expand(weight.shape[0], 1) if scale is None else scale / m
 
 
 class Largest(Pass):
@@ -430,7 +451,7 @@ class Largest(Pass):
     @staticmethod
     def backward(ctx, gradient, d_largest, *_):
         filter_, signs = ctx.saved_tensors
-        return _add(gradient, "index_add", 0, filter_, d_largest * signs)
+        return _in_place(gradient, "index_add", 0, filter_, d_largest * signs)
 
 
 class Artanh(Pass):
@@ -446,11 +467,11 @@ class Artanh(Pass):
         m, whole = (1 + eps) * maximum, is_one(strength)
         result, over = _result(weight), _over(m, weight, scale)
         runs = _runs(weight, centre, scale, over, result, scratch=0 if whole else 1)
-        for part, c, s, s_over, out, *x in runs:
+        for part, c, s, s_over, out, *scratch in runs:
             y = torch.atanh(_affine(part, c, s_over, **_into(out)), **_into(out))
             y = torch.mul(y, m, **_into(out))
             if not whole:
-                x = _affine(part, c, s, **_into(*x))
+                x = _affine(part, c, s, **_into(*scratch))
                 y = torch.lerp(x, y, strength, **_into(out))
         return y if result is None else result, m, filter_, signs
 
@@ -486,15 +507,10 @@ class Artanh(Pass):
         d_m = d_m + (by_y - by_x).sum() / m
         d_largest = (1 + ctx.eps) * d_m * signs
         if scale is None:
-            d_weight = _add(d_weight, "index_add", 0, filter_, d_largest)
+            d_weight = _in_place(d_weight, "index_add", 0, filter_, d_largest)
             return d_weight, None, None, None, None
         share = d_largest * _space(scale.index_select(0, filter_), weight)
-        d_weight = _add(d_weight, "index_add", 0, filter_, share)
+        d_weight = _in_place(d_weight, "index_add", 0, filter_, share)
         total = total.index_add(0, filter_, d_largest.sum().view(1, 1))
         by_x = by_x.index_add(0, filter_, (d_m * m * signs.abs().sum()).view(1, 1))
         return d_weight, -total * scale, by_x / scale, None, None
-
-
-def _over(m: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """scale / M, (N, 1)."""
-    return (1 / m).expand(len(weight), 1) if scale is None else scale / m
