@@ -81,7 +81,8 @@ def scaling(frame: pd.DataFrame, title: str) -> Figure:
                 axes.set_ylabel("time (ms)")
             if method == methods[-1]:
                 axes.set_xlabel(LABELS[sweep])
-    grid[0][0].legend()
+    series = grid[0][0].get_legend_handles_labels()
+    figure.legend(*series, loc="outside lower center", ncols=len(series[0]))
     figure.suptitle(title)
     return figure
 
