@@ -431,11 +431,6 @@ def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
     return maximum.clamp(min=SMALLEST), filter_, signs
 
 
-def _over(m: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """scale / M as (N, 1), without a scale 1 / M."""
-    return (1 / m).expand(weight.shape[0], 1) if scale is None else scale / m
-
-
 class Largest(Pass):
     """x -> x, max|x|, and the rest of what :func:`_largest` finds."""
 
@@ -465,7 +460,8 @@ class Artanh(Pass):
     ):
         maximum, filter_, signs = _largest(weight, centre, scale)
         m, whole = (1 + eps) * maximum, is_one(strength)
-        result, over = _result(weight), _over(m, weight, scale)
+        over = (1 / m).expand(weight.shape[0], 1) if scale is None else scale / m
+        result = _result(weight)
         runs = _runs(weight, centre, scale, over, result, scratch=0 if whole else 1)
         for part, c, s, s_over, out, *scratch in runs:
             y = torch.atanh(_affine(part, c, s_over, **_into(out)), **_into(out))
@@ -485,23 +481,24 @@ class Artanh(Pass):
     def backward(ctx, gradient, d_m, *_):
         weight, centre, scale, strength, y, m, filter_, signs = ctx.saved_tensors
         axes, whole, one = _filters(weight), is_one(strength), torch.ones_like(m)
-        result, over, found = _result(weight), _over(m, weight, scale), []
-        runs = _runs(weight, centre, scale, over, y, gradient, result, scratch=2)
-        for part, c, s, s_over, y_part, g, out, first, second in runs:
-            u = _affine(part, c, s_over, **_into(first))
+        result, found = _result(weight), []
+        runs = _runs(weight, centre, scale, y, gradient, result, scratch=2)
+        for part, c, s, y_part, g, out, first, second in runs:
+            x = _affine(part, c, s, **_into(first))
+            u = torch.div(x, m, **_into(second))
             slope = torch.addcmul(one, u, u, value=-1, **_into(second))
             slope = torch.reciprocal(slope, **_into(second))
             if not whole:
                 slope = torch.lerp(one, slope, strength, **_into(second))
             d_weight = torch.mul(g, slope, **_into(out))
             total = d_weight.sum(axes)[:, None]
-            by_u = torch.mul(d_weight, u, **_into(first)).sum(axes)[:, None]
+            # Of x itself: for strength 0 it is y, and what M gets is 0 to the last bit.
+            by_x = torch.mul(d_weight, x, **_into(first)).sum(axes)[:, None]
             by_y = torch.mul(g, y_part, **_into(second)).sum(axes)[:, None]
             if s is not None:
                 d_weight = torch.mul(d_weight, _space(s, part), **_into(out))
-            found.append((total, by_u, by_y))
-        total, by_u, by_y = _joined(found)
-        by_x = by_u * m
+            found.append((total, by_x, by_y))
+        total, by_x, by_y = _joined(found)
         d_weight = d_weight if result is None else result
         # y is homogeneous in x and M: y = x·∂y/∂x + M·∂y/∂M.
         d_m = d_m + (by_y - by_x).sum() / m
