@@ -19,6 +19,7 @@ CHAINS = [
     [Magnitude()],
 ]
 SHAPES = [(8, 32, 3, 3), (4, 3, 7, 7), (5, 20, 2), (3, 48, 2, 3, 2), (6, 17, 1, 3), (300, 16, 3, 3)]
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 #: With enough channels for their maximum to be found in steps.
 WIDE = [(9, 80, 3, 3), (4, 70, 1, 1), (3, 64, 2, 3, 2), (70, 1000, 3, 3)]
 
@@ -27,9 +28,8 @@ def weights(shape):
     """A weight in each memory format that its rank has."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     yield weight
-    if len(shape) in (4, 5):
-        last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-        yield weight.to(memory_format=last)
+    if len(shape) in CHANNELS_LAST:
+        yield weight.to(memory_format=CHANNELS_LAST[len(shape)])
 
 
 @pytest.mark.parametrize("shape", SHAPES + WIDE)
@@ -72,7 +72,7 @@ def test_of_equal_maxima_the_first_gets_the_gradient(shape, dtype):
 
         (gradient,) = torch.autograd.grad(Affine(weight).max_space().sum(), weight)
         place = torch.from_numpy(whole.reshape(*shape[:2], -1).argmax(2, keepdims=True))
-        wanted = torch.zeros(*shape[:2], place.new_empty(shape[2:]).numel()).scatter(2, place, 1.0)
+        wanted = torch.zeros(shape).flatten(2).scatter(2, place, 1.0)
         assert torch.equal(gradient.float().flatten(2), wanted)
 
 
