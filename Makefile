@@ -11,7 +11,8 @@
 # make lock           requirements.lock and environment.yml anew, from pyproject.toml
 # make clean          removes what make made, and nothing that Git tracks or that you wrote
 #
-# It needs git, make and Python 3.11, 3.12 or 3.13: the first that is found, or PYTHON=/path/to/one.
+# It needs git, make and Python 3.11, 3.12 or 3.13: the first that is found, or PYTHON=/path/to/one; and
+# it uses a C++ compiler, where there is one: c++, or CXX=/path/to/one.
 
 SCALE ?=
 PYTHON ?=
@@ -66,6 +67,7 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	$(UV) pip install --python $(BIN)/python --no-deps --require-hashes --compile-bytecode \
 		--requirements requirements.lock
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m wexlib.fused || echo "Excitation on a CPU is several times slower without it."
 	@printf '%s\n' "$(CURDIR)" > $@
 
 # uv, which installs the rest, comes first and by its own hash, which stands in the lock like any other.

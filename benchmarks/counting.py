@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from wexlib import fused
+
 ATEN = torch.ops.aten
 #: These write nothing.
 EMPTY = {ATEN.empty.memory_format, ATEN.empty_like.default, ATEN.empty_strided.default}
@@ -18,6 +20,8 @@ LIKE |= {ATEN.ones_like.default, ATEN.zeros_like.default, ATEN.full_like.default
 #: These touch their first argument only where their other arguments say.
 SPARSE = {ATEN.scatter_add_.default, ATEN.index_add_.default, ATEN.scatter_.src}
 SPARSE |= {ATEN.index_select.default, ATEN.gather.default}
+#: The tensor that a compiled loop adds to, by its place among the arguments.
+ADDED_TO = {"pool_space_backward": 0, "standardized_backward": 5, "pool_channels_backward": 7}
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -28,14 +32,29 @@ def _bytes(tensor: Tensor) -> int:
 class Traffic(TorchDispatchMode):
     """Counts the bytes that operations read and write, in ``bytes``.
 
-    Each operation reads its tensors once and writes its result once; an operation in place does
-    both to its target, one with ``out=`` writes it. Views move nothing. What stays in a cache from
-    one operation to the next counts all the same, as it does for large tensors.
+    Each operation, or compiled loop of :mod:`wexlib.fused`, reads its tensors once and writes its
+    result once; one in place does both to its target, one with ``out=`` writes it. Views move
+    nothing. What stays in a cache from one operation to the next counts all the same, as it does
+    for large tensors; within a loop, whose filters fit a cache, it does not.
     """
 
     def __init__(self):
         super().__init__()
         self.bytes = 0
+
+    def __enter__(self):
+        self._run, fused.run = fused.run, self._loop
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        fused.run = self._run
+        return super().__exit__(*error)
+
+    def _loop(self, name: str, *tensors: Tensor | None) -> None:
+        self.bytes += sum(_bytes(t) for t in tensors if t is not None)
+        if name in ADDED_TO:
+            self.bytes += _bytes(tensors[ADDED_TO[name]])
+        self._run(name, *tensors)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

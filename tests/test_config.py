@@ -203,6 +203,20 @@ def test_a_run_depends_on_the_modules_that_it_reaches():
     assert {k for k in after if after[k] != before[k]} == {"d"}
 
 
+def test_a_run_depends_on_the_cpp_beside_a_module():
+    loop = "// why\nint f(int x) { return x / 2; }  // how\n"
+    sources = {"start": "import wexlib.b", "b": "", "b.cpp": loop, "c.cpp": ""}
+
+    def digest(text):
+        found = config.code_digests(sources | {"b.cpp": text}, ["start"])
+        assert set(found) == {"start", "b", "b.cpp"}
+        return found["b.cpp"]
+
+    assert digest("/* other\nwords */ " + loop) == digest(loop) != digest("")
+    assert digest(loop.replace("why", "because").replace("{ r", "{\n  r")) == digest(loop)
+    assert digest(loop.replace("2", "3")) != digest(loop)
+
+
 def test_the_digest_of_a_notebook_ignores_outputs_and_prose(tmp_path):
     path = PROJECT / "notebooks" / "train.ipynb"
     notebook = json.loads(path.read_text())

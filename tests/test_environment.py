@@ -70,7 +70,7 @@ def test_slow_optional_format_checker_is_left_out():
 def test_environment_yml_is_the_lock():
     environment = YAML(typ="safe").load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     conda = [item for item in environment["dependencies"] if isinstance(item, str)]
-    assert conda == ["python=3.12", "pip"]
+    assert conda == ["python=3.12", "cxx-compiler", "pip"]
     [pip] = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
     versions = locked("3.12", "linux")
     names = sorted(canonicalize_name(requirement.name) for requirement in direct())

@@ -2,8 +2,8 @@
 
 A standardized weight has this form, with a number for each filter, and what attention looks at
 follows from W's own: the mean of a kernel commutes with the map, and so does its maximum, the scale
-being positive. So a chain of excitations reads W once for each statistic and once for the result,
-and no step in between is written to memory.
+being positive. So a chain of excitations reads W once for what is pooled of it and once for the
+result, and no step in between is written to memory.
 
 A statistic hands W on beside it (see :mod:`wexlib.passes`), and a W that was handed on leaves this
 module through :meth:`Affine.dense` only, so that its gradient is nobody else's.
@@ -16,17 +16,19 @@ from wexlib import passes
 
 
 class Affine:
-    """x = (weight − centre) ⊙ scale, of a weight's shape (N, C, *space).
+    """x, of a weight's shape (N, C, *space): the weight W itself, or W standardized.
 
-    Args:
-        weight: W.
-        centre, scale: a number for each filter, (N, 1), or both None for 0 and 1; scale is above 0.
+    What is found on the way to standardize it depends on who looks at it first, so it is not done
+    before.
     """
 
-    def __init__(self, weight: Tensor, centre: Tensor | None = None, scale: Tensor | None = None):
-        self.weight, self.centre, self.scale = weight, centre, scale
-        self._mean: Tensor | None = None
-        self._handed_on = False
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+        #: A number for each filter, (N, 1), or both None for 0 and 1; the scale is above 0.
+        self.centre: Tensor | None = None
+        self.scale: Tensor | None = None
+        self._to_standardize = self._handed_on = False
+        self._pooled: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -36,58 +38,57 @@ class Affine:
     def dtype(self) -> torch.dtype:
         return self.weight.dtype
 
-    def _map(self, pooled: Tensor) -> Tensor:
-        return pooled if self.scale is None else (pooled - self.centre) * self.scale
+    def standardized(self) -> "Affine":
+        """(x − mean) / (std + 1e-5) of every filter, std unbiased."""
+        x = Affine(self.dense())
+        x._to_standardize = True
+        return x
 
-    def _scaled(self, small: Tensor) -> Tensor:
-        """scale ⊙ small, of shape (N, …)."""
-        if self.scale is None:
-            return small
-        return small * self.scale.view(-1, *[1] * (small.dim() - 1))
+    def _settle(self, maximum: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """W, centre and scale; where W is still to be standardized, what is pooled is kept."""
+        if self._to_standardize:
+            found = passes.Standardized.apply(self.weight, maximum)
+            self.weight, self.centre, _, self.scale, self._pooled, *_ = found
+            self._to_standardize, self._handed_on = False, True
+        return self.weight, self.centre, self.scale
 
     def mean_space(self) -> Tensor:
         """The mean of every kernel: (N, C)."""
-        if self._mean is not None:
-            return self._mean
-        if self.shape[2:].numel() == 1:
-            return self._map(self.weight.flatten(1))
-        self.weight, mean = passes.MeanSpace.apply(self.weight)
-        self._handed_on, self._mean = True, self._map(mean)
-        return self._mean
+        return self._pool(1)
 
-    def max_space(self) -> Tensor:
-        """The maximum of every kernel: (N, C)."""
-        if self.shape[2:].numel() == 1:
-            return self._map(self.weight.flatten(1))
-        inputs = self.weight, self.centre, self.scale
-        self.weight, maximum, _ = passes.MaxSpace.apply(*inputs)
-        self._handed_on = True
-        return maximum
+    def mean_max_space(self) -> Tensor:
+        """The mean of every kernel, and below it the maximum: (2N, C)."""
+        return self._pool(2)
+
+    def _pool(self, times: int) -> Tensor:
+        self._settle(times > 1)
+        rows = times * len(self.weight)
+        if self._pooled is None or len(self._pooled) < rows:
+            # Looked at anew: what standardizes it is known by now.
+            x = self.dense() if self.scale is not None else self.weight
+            handed, self._pooled, *_ = passes.PoolSpace.apply(x, times > 1)
+            if self.scale is None:
+                self.weight, self._handed_on = handed, True
+        return self._pooled if len(self._pooled) == rows else self._pooled[:rows]
 
     def pool_channels(self, gate: Tensor) -> Tensor:
         """(N, 2, *space): the maximum of x ⊙ gate over axis 1, then its mean; gate (N, C, 1, …)."""
-        inputs = self.weight, self.centre, gate.flatten(1)
-        self.weight, maximum, mean, _ = passes.PoolChannels.apply(*inputs)
+        self.weight, pooled, _ = passes.PoolChannels.apply(*self._settle(), gate.flatten(1))
         self._handed_on = True
-        return self._scaled(torch.cat([maximum, mean], 1))
-
-    def standardized(self) -> "Affine":
-        """(x − mean) / (std + 1e-5) of every filter, std unbiased."""
-        weight, mean, centre, _, scale = passes.Standardized.apply(self.dense())
-        result = Affine(weight, centre, scale)
-        result._mean = mean
-        return result
+        return pooled
 
     def dense(self) -> Tensor:
         """x, computed."""
-        if self.scale is not None:
-            return passes.Dense.apply(self.weight, self.centre, self.scale)
-        return passes.Apart.apply(self.weight) if self._handed_on else self.weight
+        weight, centre, scale = self._settle()
+        if scale is not None:
+            return passes.Dense.apply(weight, centre, scale, None)
+        return passes.Apart.apply(weight) if self._handed_on else weight
 
     def times(self, gate: Tensor) -> Tensor:
         """x ⊙ gate, a number for each kernel, (N, C, 1, …), or what broadcasts to that."""
-        gate = (gate.flatten(1) if gate.dim() else gate).expand(self.shape[:2])
-        return passes.Dense.apply(self.weight, self.centre, self._scaled(gate))
+        gate = gate.flatten(1) if gate.dim() else gate
+        gate = gate if gate.shape == self.shape[:2] else gate.expand(self.shape[:2])
+        return passes.Dense.apply(*self._settle(), gate)
 
     def blend(self, multiplier: Tensor, strength: Tensor) -> Tensor:
         """x ⊙ multiplier for ``strength`` 1, x for 0, both to the last bit."""
@@ -99,12 +100,11 @@ class Affine:
 
     def times_sum(self, a: Tensor, p: Tensor, q: Tensor) -> Tensor:
         """x ⊙ (q + a ⊙ p): a (N, C, 1, …), p and q (N, 1, *space)."""
-        inputs = self.weight, self.centre, a.flatten(1), self._scaled(p), self._scaled(q)
-        return passes.TimesSum.apply(*inputs)
+        return passes.TimesSum.apply(*self._settle(), a.flatten(1), p, q)
 
     def artanh(self, eps: float, strength: Tensor) -> Tensor:
         """x, for ``strength`` 0, blended with M·artanh(x / M), M = (1 + ε)·max|x| in the graph."""
-        return passes.Artanh.apply(self.weight, self.centre, self.scale, strength, eps)[0]
+        return passes.Artanh.apply(*self._settle(), strength, eps)[0]
 
 
 def largest(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -94,24 +94,26 @@ def run_whole(net: nn.Module, x: Tensor) -> Tensor:
         or recorded()
     ):
         return run(net, x)
-    meets = torch.from_numpy(_meetings(*x.shape[1:]))
-    weight = F.pad(net.weight.to(x.dtype).flatten(), (0, 1))
-    matrix = weight.index_select(0, meets.flatten()).view(meets.shape)
+    meets = torch.from_numpy(_meetings(x.dtype, *x.shape[1:]))
+    matrix = torch.mv(meets, net.weight.to(x.dtype).flatten()).view(x[0].numel(), -1)
     return torch.addmm(net.bias.to(x.dtype), x.flatten(1), matrix).view(len(x), 1, *x.shape[2:])
 
 
 @lru_cache
-def _meetings(channels: int, *kernel: int) -> np.ndarray:
-    """(C·k, k): the place in the flat weight by which an input counts in an output, both in a map
-    of the kernel's size, padded as "same"; one past the last for an input out of reach."""
+def _meetings(dtype: torch.dtype, channels: int, *kernel: int) -> np.ndarray:
+    """(C·k·k, C·k) of ones and zeros: by which of the flat weight's numbers an input, first index,
+    counts in an output, second index, both in a map of the kernel's size, padded as "same"."""
     sides = np.array(kernel)[:, None, None]
     places = np.indices(kernel).reshape(len(kernel), -1)
     shift = places[:, :, None] - places[:, None] + (sides - 1) // 2
     inside = ((shift >= 0) & (shift < sides)).all(0)
     flat = np.ravel_multi_index(np.where(inside, shift, 0), kernel)
     size = math.prod(kernel)
-    channel = np.arange(channels)[:, None, None]
-    return np.where(inside, flat + channel * size, channels * size).reshape(-1, size)
+    meets = np.zeros((channels, size, size, channels, size), str(dtype).removeprefix("torch."))
+    for channel in range(channels):
+        rows, columns = np.nonzero(inside)
+        meets[channel, rows, columns, channel, flat[inside]] = 1
+    return meets.reshape(channels * size * size, channels * size)
 
 
 def _over_space(x: Tensor) -> tuple[int, ...]:
@@ -125,9 +127,11 @@ def mean_space(x: Tensor | Affine) -> Tensor:
     return x.flatten(1) if x[0, 0].numel() == 1 else x.mean(_over_space(x))
 
 
-def max_space(x: Tensor | Affine) -> Tensor:
-    """(N, C, *space) -> (N, C)."""
-    return x.max_space() if isinstance(x, Affine) else x.amax(_over_space(x))
+def mean_max_space(x: Tensor | Affine) -> Tensor:
+    """(N, C, *space) -> (2N, C): the mean, and below it the maximum."""
+    if isinstance(x, Affine):
+        return x.mean_max_space()
+    return torch.cat([mean_space(x), x.amax(_over_space(x))])
 
 
 def _times(x: Tensor | Affine, gate: Tensor) -> Tensor:
@@ -307,8 +311,7 @@ class CBAM(Attention):
         if x.shape[2:].numel() == 1:
             scores = 2 * self._mlp(nets, mean_space(x))  # one place: its mean is its maximum
         else:
-            # Pooled one after the other into one batch, so that the MLP runs once.
-            scores = self._mlp(nets, torch.cat([mean_space(x), max_space(x)]), times=2)
+            scores = self._mlp(nets, mean_max_space(x), times=2)
         return like(ACTIVATIONS[self.gate](scores), x)
 
     def _space(self, nets: nn.Module, x: Tensor) -> Tensor:

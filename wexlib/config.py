@@ -390,6 +390,11 @@ def code_text(source: str) -> str:
     return show(tree.body)
 
 
+def cpp_text(source: str) -> str:
+    """C++ without comments and formatting."""
+    return " ".join(re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL).split())
+
+
 def notebook_code(path: Path) -> str:
     """The code cells of a notebook as one source, each after its tags."""
     try:
@@ -417,19 +422,21 @@ def _imports(source: str) -> set[str]:
 
 
 def code_digests(sources: Mapping[str, str], start: Iterable[str]) -> dict[str, str]:
-    """Digests of the modules in ``sources`` that ``start`` reaches by imports."""
-    digests, todo = {}, list(start)
+    """Digests of the modules in ``sources`` that ``start`` reaches by imports, and of the C++ that
+    lies beside one of them."""
+    texts, todo = {}, list(start)
     while todo:
         name = todo.pop()
-        if name in digests or name not in sources:
+        if name in texts or name not in sources:
             continue
         try:
-            text = code_text(sources[name])
+            texts[name] = code_text(sources[name])
         except SyntaxError as error:
             raise ValueError(f"{name}, line {error.lineno}: {error.msg}") from None
-        digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if (compiled := f"{name}.cpp") in sources:
+            texts[compiled] = cpp_text(sources[compiled])
         todo.extend(_imports(sources[name]))
-    return dict(sorted(digests.items()))
+    return {n: hashlib.sha256(t.encode()).hexdigest()[:16] for n, t in sorted(texts.items())}
 
 
 def write_plans(folder: Path, params: dict, scale: str) -> dict[str, dict]:
@@ -437,7 +444,9 @@ def write_plans(folder: Path, params: dict, scale: str) -> dict[str, dict]:
 
     Everything is validated before the first file is written.
     """
-    sources = {p.stem: p.read_text(encoding="utf-8") for p in (folder / "wexlib").glob("*.py")}
+    package = folder / "wexlib"
+    sources = {p.stem: p.read_text(encoding="utf-8") for p in package.glob("*.py")}
+    sources |= {p.name: p.read_text(encoding="utf-8") for p in package.glob("*.cpp")}
     sources["train.ipynb"] = notebook_code(folder / "notebooks" / "train.ipynb")
     plans, datasets = plan_runs(params, scale), data_plans(params, scale)
     code = code_digests(sources, ["train.ipynb"])

@@ -37,7 +37,8 @@ class Excitation(nn.Module):
         with torch.autocast(kind, enabled=False) if autocast else nullcontext():
             wide = weight if weight.dtype.itemsize >= 4 else weight.float()
             excited = self.compute(Affine(spatial(wide))).dense()
-        return excited.view_as(weight).to(weight.dtype)
+        excited = excited if excited.shape == weight.shape else excited.view_as(weight)
+        return excited.to(weight.dtype)
 
     def compute(self, x: Affine) -> Affine:
         """The excited weight (N, C, *space) of a weight (N, C, *space)."""

@@ -140,6 +140,8 @@ def provenance(on: "torch.device", seconds: float) -> dict:
     """What a number does not depend on, but a reader may ask."""
     import torch
 
+    from wexlib import fused
+
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True)
         return done.stdout.strip()
@@ -151,6 +153,7 @@ def provenance(on: "torch.device", seconds: float) -> dict:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": version("torch"),
+        "compiled_passes": on.type == "cpu" and fused.library() is not None,
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "wexlib", "notebooks")),
     }

@@ -1,0 +1,462 @@
+// The passes of passes.py over a weight, for a CPU: each reads a filter's numbers from memory once
+// and writes them at most once. What it reads again lies in the processor's cache.
+//
+// A weight (N, C, *space) is N filters of C channels of K places, which lie as (C, K), or with the
+// channels innermost as (K, C). Filters are shared among threads and each is summed by itself, so
+// that no result depends on the number of threads. Sums over a whole filter are kept in double.
+//
+// Beside the weight stand small tensors: of filters (N), of channels (N, C), of places (N, K). A
+// null pointer to a centre means 0, to a scale 1, to a gradient 0, to a result that nobody asks for
+// it. Of equal maxima the first counts.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+using Index = std::int64_t;
+
+struct Shape {
+  Index N, C, K;
+  Index size() const { return C * K; }
+};
+
+template <class T>
+struct Four {
+  T space, channels, other, all;
+};
+
+// One filter's part of the arguments.
+template <class T, bool last>
+struct Filter {
+  Shape s;
+  Index n;
+  T* const* arguments;
+
+  T* part(int i, Index size) const { return arguments[i] ? arguments[i] + n * size : nullptr; }
+  T* numbers(int i) const { return part(i, s.size()); }
+  T* channels(int i) const { return part(i, s.C); }
+  T* places(int i) const { return part(i, s.K); }
+  T one(int i, T otherwise) const { return arguments[i] ? arguments[i][n] : otherwise; }
+  void set(int i, double value) const {
+    if (arguments[i]) arguments[i][n] = T(value);
+  }
+
+  // The filter's part of a second (N, C) that lies below the first.
+  template <class P>
+  P below(P part) const { return part + s.N * s.C; }
+
+  Index at(Index c, Index k) const { return last ? k * s.C + c : c * s.K + k; }
+
+  // f(i, c, k) for every number, i its place in memory.
+  template <class F>
+  void each(F f) const {
+    if constexpr (last) {
+      for (Index k = 0; k < s.K; k++) {
+#pragma omp simd
+        for (Index c = 0; c < s.C; c++) f(k * s.C + c, c, k);
+      }
+    } else {
+      for (Index c = 0; c < s.C; c++)
+        for (Index k = 0; k < s.K; k++) f(c * s.K + k, c, k);
+    }
+  }
+
+  // Σ f(i) over all numbers.
+  template <class F>
+  double sum(F f) const {
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (Index i = 0; i < s.size(); i++) total += f(i);
+    return total;
+  }
+
+  // sums[c] = Σ_k f(i, c, k).
+  template <class F>
+  void sum_space(T* sums, F f) const {
+    if constexpr (last) {
+      std::fill_n(sums, s.C, T(0));
+      each([=](Index i, Index c, Index k) { sums[c] += f(i, c, k); });
+    } else {
+      for (Index c = 0; c < s.C; c++) {
+        T total = 0;
+        for (Index k = 0; k < s.K; k++) total += f(c * s.K + k, c, k);
+        sums[c] = total;
+      }
+    }
+  }
+
+  // Of a number's four: sums over space, two over channels, and, returned, the sum of all.
+  template <class F>
+  double sum_both(T* by_channel, T* by_place, T* other, F f) const {
+    std::fill_n(by_channel, s.C, T(0));
+    std::fill_n(by_place, s.K, T(0));
+    std::fill_n(other, s.K, T(0));
+    double total = 0;
+    if constexpr (last) {
+      for (Index k = 0; k < s.K; k++) {
+        T first = 0, second = 0, all = 0;
+#pragma omp simd reduction(+ : first, second, all)
+        for (Index c = 0; c < s.C; c++) {
+          const Four<T> more = f(k * s.C + c, c, k);
+          by_channel[c] += more.space;
+          first += more.channels, second += more.other, all += more.all;
+        }
+        by_place[k] = first, other[k] = second, total += all;
+      }
+    } else {
+      for (Index c = 0; c < s.C; c++) {
+        T space = 0, all = 0;
+        for (Index k = 0; k < s.K; k++) {
+          const Four<T> more = f(c * s.K + k, c, k);
+          by_place[k] += more.channels, other[k] += more.other;
+          space += more.space, all += more.all;
+        }
+        by_channel[c] = space, total += all;
+      }
+    }
+    return total;
+  }
+};
+
+template <class T>
+double total(const T* values, Index count) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (Index i = 0; i < count; i++) sum += values[i];
+  return sum;
+}
+
+template <class T>
+T blend(T start, T end, T strength) {  // for 0 and 1 one of them to the last bit, and no branch
+  return (1 - strength) * start + strength * end;
+}
+
+// artanh(u) = artanh(t) + ½·ln(s) with t = ((1 + u) − s·(1 − u)) / ((1 + u) + s·(1 − u)), for |u| < 1.
+// With s = 1 up to |u| = 1/3 and the next power of two beyond, |t| ≤ 1/3, and the series is short. So
+// a loop over it runs in vectors, as one that calls the library does not.
+inline float artanh(float u) {
+  const float v = std::abs(u), b = 1.5f * (1 - v);
+  std::int32_t bits;
+  std::memcpy(&bits, &b, sizeof b);
+  const std::int32_t j = 127 - (bits >> 23), e = j > 0 ? j + 1 : 0;  // 2^−j ≤ b < 2^(1 − j)
+  const std::int32_t power = (127 + e) << 23;
+  float s;
+  std::memcpy(&s, &power, sizeof s);
+  const float above = j > 0 ? (1 + v) - s * (1 - v) : 2 * v;
+  const float t = above / ((1 + v) + s * (1 - v)), x = t * t;
+  float series = 1 / 17.f;
+  for (int n = 15; n > 0; n -= 2) series = series * x + 1.f / n;
+  return std::copysign(t * series + 0.34657359f * e, u);
+}
+inline double artanh(double u) { return std::atanh(u); }
+
+// The largest number of every channel, and its place.
+template <class T, bool last>
+void maxima(Filter<T, last> f, const T* w, T* maximum, T* place) {
+  if constexpr (last) {
+    for (Index c = 0; c < f.s.C; c++) maximum[c] = w[c], place[c] = 0;
+    f.each([=](Index i, Index c, Index k) {
+      const bool larger = w[i] > maximum[c];
+      maximum[c] = larger ? w[i] : maximum[c];
+      place[c] = larger ? T(k) : place[c];
+    });
+  } else {
+    for (Index c = 0; c < f.s.C; c++, w += f.s.K) {
+      T found = w[0], first = 0;
+      for (Index k = 1; k < f.s.K; k++) found = std::max(found, w[k]);
+      for (Index k = f.s.K - 1; k >= 0; k--) first = w[k] == found ? T(k) : first;
+      maximum[c] = found, place[c] = first;
+    }
+  }
+}
+
+// weight; mean (N, C) and below it maximum (N, C) of the kernels, this with its place (N, C)
+template <class T, bool last>
+void pool_space(Filter<T, last> f) {
+  const T* w = f.numbers(0);
+  T *mean = f.channels(1), *place = f.channels(2);
+  f.sum_space(mean, [=](Index i, Index, Index) { return w[i]; });
+  for (Index c = 0; c < f.s.C; c++) mean[c] /= f.s.K;
+  if (place) maxima(f, w, f.below(mean), place);
+}
+
+// gradient, added to; d_mean and below it d_maximum, place (N, C)
+template <class T, bool last>
+void pool_space_backward(Filter<T, last> f) {
+  T* g = f.numbers(0);
+  const T *d_mean = f.channels(1), *place = f.channels(2), size = T(f.s.K);
+  f.each([=](Index i, Index c, Index) { g[i] += d_mean[c] / size; });
+  if (!place) return;
+  const T* d_maximum = f.below(d_mean);
+  for (Index c = 0; c < f.s.C; c++) g[f.at(c, Index(place[c]))] += d_maximum[c];
+}
+
+// weight, centre, std, scale (N); of what is standardized, mean and below it maximum, place (N, C)
+template <class T, bool last>
+void standardized(Filter<T, last> f) {
+  const T* w = f.numbers(0);
+  T *mean = f.channels(4), *place = f.channels(5);
+  const T centre = T(f.sum([=](Index i) { return double(w[i]); }) / f.s.size());
+  const double squares = f.sum([=](Index i) {
+    const double d = w[i] - centre;
+    return d * d;
+  });
+  const T std = T(std::sqrt(squares / (f.s.size() - 1)));
+  const T scale = 1 / (std + T(1e-5));
+  f.set(1, centre);
+  // A constant filter has no direction in which its deviation grows: over inf, the slope is 0.
+  f.set(2, std == 0 ? std::numeric_limits<T>::infinity() : std);
+  f.set(3, scale);
+  f.sum_space(mean, [=](Index i, Index, Index) { return w[i] - centre; });
+  for (Index c = 0; c < f.s.C; c++) mean[c] = mean[c] / f.s.K * scale;
+  if (!place) return;
+  T* maximum = f.below(mean);
+  maxima(f, w, maximum, place);
+  for (Index c = 0; c < f.s.C; c++) maximum[c] = (maximum[c] - centre) * scale;
+}
+
+// weight, centre, std, scale (N), pooled as above; gradient, added to; d_centre, d_std, d_scale (N),
+// d_pooled as pooled, place (N, C)
+template <class T, bool last>
+void standardized_backward(Filter<T, last> f) {
+  const T *w = f.numbers(0), *pooled = f.channels(4), *d_pooled = f.channels(9);
+  const T* place = f.channels(10);
+  T* g = f.numbers(5);
+  const double centre = f.one(1, 0), std = f.one(2, 0), scale = f.one(3, 0), n = f.s.size();
+  double d_centre = f.one(6, 0), d_scale = scale * f.one(8, 0);
+  const auto add = [&](const T* value, const T* gradient) {
+    double sum = 0, product = 0;
+#pragma omp simd reduction(+ : sum, product)
+    for (Index c = 0; c < f.s.C; c++) {
+      sum += gradient[c];
+      product += double(gradient[c]) * value[c];
+    }
+    d_scale += product;
+    d_centre -= scale * sum;
+  };
+  if (d_pooled) add(pooled, d_pooled);
+  if (place) add(f.below(pooled), f.below(d_pooled));
+  const T factor = T((f.one(7, 0) - scale * d_scale) / (std * (n - 1)));
+  const T rest = T(d_centre / n), share = T(scale / f.s.K), middle = T(centre);
+  if (d_pooled)
+    f.each([=](Index i, Index c, Index) {
+      g[i] += (w[i] - middle) * factor + (rest + share * d_pooled[c]);
+    });
+  else
+    f.each([=](Index i, Index, Index) { g[i] += (w[i] - middle) * factor + rest; });
+  if (!place) return;
+  const T* d_maximum = f.below(d_pooled);
+  for (Index c = 0; c < f.s.C; c++) g[f.at(c, Index(place[c]))] += d_maximum[c] * T(scale);
+}
+
+// weight, centre, scale (N), gate (N, C), pooled (N, 2, K), place (N, K)
+template <class T, bool last>
+void pool_channels(Filter<T, last> f) {
+  const T *w = f.numbers(0), *gate = f.channels(3);
+  const T centre = f.one(1, 0), scale = f.one(2, 1);
+  T *maximum = f.part(4, 2 * f.s.K), *mean = maximum + f.s.K, *place = f.places(5);
+  const auto x = [=](Index i, Index c) { return (w[i] - centre) * gate[c]; };
+  if constexpr (last) {
+    for (Index k = 0; k < f.s.K; k++) {
+      const Index row = k * f.s.C;
+      T largest = -std::numeric_limits<T>::infinity(), sum = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : sum)
+      for (Index c = 0; c < f.s.C; c++) {
+        const T value = x(row + c, c);
+        largest = std::max(largest, value);
+        sum += value;
+      }
+      Index c = 0;
+      while (c < f.s.C - 1 && x(row + c, c) != largest) c++;
+      maximum[k] = largest, mean[k] = sum, place[k] = T(c);
+    }
+  } else {
+    for (Index k = 0; k < f.s.K; k++) maximum[k] = mean[k] = x(k, 0), place[k] = 0;
+    for (Index c = 1; c < f.s.C; c++) {
+#pragma omp simd
+      for (Index k = 0; k < f.s.K; k++) {
+        const T value = x(c * f.s.K + k, c);
+        const bool larger = value > maximum[k];
+        maximum[k] = larger ? value : maximum[k];
+        place[k] = larger ? T(c) : place[k];
+        mean[k] += value;
+      }
+    }
+  }
+  for (Index k = 0; k < f.s.K; k++) maximum[k] *= scale, mean[k] *= scale / f.s.C;
+}
+
+// weight, centre, scale (N), gate (N, C), pooled (N, 2, K), place (N, K), d_pooled (N, 2, K);
+// gradient, added to; d_gate (N, C), d_centre, d_scale (N)
+template <class T, bool last>
+void pool_channels_backward(Filter<T, last> f) {
+  const T *w = f.numbers(0), *gate = f.channels(3), *place = f.places(5);
+  const T *pooled = f.part(4, 2 * f.s.K), *d_pooled = f.part(6, 2 * f.s.K);
+  const T *d_maximum = d_pooled, *d_mean = d_pooled + f.s.K;
+  const T centre = f.one(1, 0), scale = f.one(2, 1), share = scale / f.s.C;
+  T *g = f.numbers(7), *d_gate = f.channels(8);
+  f.sum_space(d_gate, [=](Index i, Index c, Index k) {
+    const T d = d_mean[k] * share;
+    g[i] += gate[c] * d;
+    return (w[i] - centre) * d;
+  });
+  double d_centre = total(gate, f.s.C) * total(d_mean, f.s.K) / f.s.C, d_scale = 0;
+  for (Index k = 0; k < f.s.K; k++) {
+    const Index c = Index(place[k]), i = f.at(c, k);
+    const T d = d_maximum[k] * scale;
+    g[i] += d * gate[c];
+    d_gate[c] += d * (w[i] - centre);
+    d_centre += double(d_maximum[k]) * gate[c];
+    d_scale += double(d_maximum[k]) * pooled[k] + double(d_mean[k]) * pooled[f.s.K + k];
+  }
+  f.set(9, -d_centre * scale);
+  f.set(10, d_scale / scale);
+}
+
+// weight, centre, scale (N), gate (N, C), result
+template <class T, bool last>
+void dense(Filter<T, last> f) {
+  const T *w = f.numbers(0), *gate = f.channels(3);
+  const T centre = f.one(1, 0), scale = f.one(2, 1);
+  T* y = f.numbers(4);
+  if (gate)
+    f.each([=](Index i, Index c, Index) { y[i] = (w[i] - centre) * (gate[c] * scale); });
+  else
+    f.each([=](Index i, Index, Index) { y[i] = (w[i] - centre) * scale; });
+}
+
+// weight, centre, scale (N), gate (N, C), gradient, d_weight, d_centre, d_scale (N), d_gate (N, C)
+template <class T, bool last>
+void dense_backward(Filter<T, last> f) {
+  const T *w = f.numbers(0), *gate = f.channels(3), *g = f.numbers(4);
+  const T centre = f.one(1, 0), scale = f.one(2, 1);
+  T *d_weight = f.numbers(5), *d_gate = f.channels(8);
+  double d_scale = 0;
+  if (gate) {
+    f.sum_space(d_gate, [=](Index i, Index c, Index) {
+      d_weight[i] = g[i] * (gate[c] * scale);
+      return (w[i] - centre) * g[i];
+    });
+    for (Index c = 0; c < f.s.C; c++) d_scale += double(gate[c]) * d_gate[c];
+    for (Index c = 0; c < f.s.C; c++) d_gate[c] *= scale;
+  } else {
+    d_scale = f.sum([=](Index i) { return double(w[i] - centre) * g[i]; });
+    f.each([=](Index i, Index, Index) { d_weight[i] = g[i] * scale; });
+  }
+  if (f.arguments[6]) f.set(6, -f.sum([=](Index i) { return double(d_weight[i]); }));
+  f.set(7, d_scale);
+}
+
+// weight, centre, scale (N), a (N, C), p, q (N, K), result
+template <class T, bool last>
+void times_sum(Filter<T, last> f) {
+  const T *w = f.numbers(0), *a = f.channels(3), *p = f.places(4), *q = f.places(5);
+  const T centre = f.one(1, 0), scale = f.one(2, 1);
+  T* y = f.numbers(6);
+  f.each([=](Index i, Index c, Index k) {
+    y[i] = (w[i] - centre) * scale * (q[k] + a[c] * p[k]);
+  });
+}
+
+// weight, centre, scale (N), a (N, C), p, q (N, K), gradient, d_weight, d_centre, d_scale (N),
+// d_a (N, C), d_p, d_q (N, K)
+template <class T, bool last>
+void times_sum_backward(Filter<T, last> f) {
+  const T *w = f.numbers(0), *a = f.channels(3), *p = f.places(4), *q = f.places(5);
+  const T *g = f.numbers(6), centre = f.one(1, 0), scale = f.one(2, 1);
+  T *d_weight = f.numbers(7), *d_a = f.channels(10), *d_p = f.places(11), *d_q = f.places(12);
+  const double sum = f.sum_both(d_a, d_p, d_q, [=](Index i, Index c, Index k) {
+    const T d_slope = (w[i] - centre) * scale * g[i];
+    d_weight[i] = g[i] * scale * (q[k] + a[c] * p[k]);
+    return Four<T>{d_slope * p[k], d_slope * a[c], d_slope, d_weight[i]};
+  });
+  f.set(8, -sum);
+  double d_scale = 0;
+  for (Index k = 0; k < f.s.K; k++) d_scale += double(d_p[k]) * p[k] + double(d_q[k]) * q[k];
+  f.set(9, d_scale / scale);
+}
+
+// weight, centre, scale, the largest |x| (N)
+template <class T, bool last>
+void largest(Filter<T, last> f) {
+  const T* w = f.numbers(0);
+  const T centre = f.one(1, 0);
+  T found = 0;
+#pragma omp simd reduction(max : found)
+  for (Index i = 0; i < f.s.size(); i++) found = std::max(found, std::abs(w[i] - centre));
+  f.set(3, found * f.one(2, 1));
+}
+
+// weight, centre, scale (N), M and strength (1), result
+template <class T, bool last>
+void stretched(Filter<T, last> f) {
+  const T* w = f.numbers(0);
+  const T centre = f.one(1, 0), scale = f.one(2, 1), m = *f.arguments[3];
+  const T strength = *f.arguments[4];
+  T* y = f.numbers(5);
+  const T over = scale / m;
+#pragma omp simd
+  for (Index i = 0; i < f.s.size(); i++) {
+    const T x = w[i] - centre;
+    y[i] = blend(x * scale, m * artanh(x * over), strength);
+  }
+}
+
+// weight, centre, scale (N), M and strength (1), result, gradient, d_weight,
+// d_centre, d_scale, and M·d_M but for what comes through the result (N)
+template <class T, bool last>
+void stretched_backward(Filter<T, last> f) {
+  const T *w = f.numbers(0), *y = f.numbers(5), *g = f.numbers(6);
+  const T centre = f.one(1, 0), scale = f.one(2, 1), m = *f.arguments[3];
+  const T strength = *f.arguments[4];
+  T* d_weight = f.numbers(7);
+  double sum = 0, by_x = 0, by_y = 0;
+#pragma omp simd reduction(+ : sum, by_x, by_y)
+  for (Index i = 0; i < f.s.size(); i++) {
+    const T x = (w[i] - centre) * scale, u = x / m;
+    const T d_x = g[i] * blend(T(1), 1 / (1 - u * u), strength);
+    d_weight[i] = d_x * scale;
+    sum += d_x;
+    by_x += d_x * x;
+    by_y += g[i] * y[i];
+  }
+  f.set(8, -sum * scale);
+  f.set(9, by_x / scale);
+  f.set(10, by_y - by_x);
+}
+
+template <class T, bool last>
+void run(void (*pass)(Filter<T, last>), Shape s, int threads, T* const* arguments) {
+#pragma omp parallel for num_threads(threads)
+  for (Index n = 0; n < s.N; n++) pass(Filter<T, last>{s, n, arguments});
+}
+
+}  // namespace
+
+#define TYPED(pass, T)                                                                       \
+  extern "C" void pass##_##T(int last, int threads, Index N, Index C, Index K, T** arguments) { \
+    if (last)                                                                                \
+      run(pass<T, true>, Shape{N, C, K}, threads, arguments);                                \
+    else                                                                                     \
+      run(pass<T, false>, Shape{N, C, K}, threads, arguments);                               \
+  }
+#define EXPORT(pass) TYPED(pass, float) TYPED(pass, double)
+
+EXPORT(pool_space)
+EXPORT(pool_space_backward)
+EXPORT(standardized)
+EXPORT(standardized_backward)
+EXPORT(pool_channels)
+EXPORT(pool_channels_backward)
+EXPORT(dense)
+EXPORT(dense_backward)
+EXPORT(times_sum)
+EXPORT(times_sum_backward)
+EXPORT(largest)
+EXPORT(stretched)
+EXPORT(stretched_backward)
