@@ -20,8 +20,8 @@ LIKE |= {ATEN.ones_like.default, ATEN.zeros_like.default, ATEN.full_like.default
 #: These touch their first argument only where their other arguments say.
 SPARSE = {ATEN.scatter_add_.default, ATEN.index_add_.default, ATEN.scatter_.src}
 SPARSE |= {ATEN.index_select.default, ATEN.gather.default}
-#: The tensor that a compiled loop adds to, by its place among the arguments.
-ADDED_TO = {"pool_space_backward": 0, "standardized_backward": 5, "pool_channels_backward": 7}
+#: The compiled loops that add to the first tensor that they write.
+ADDING = {"pool_space_backward", "standardized_backward", "pool_channels_backward"}
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -50,11 +50,10 @@ class Traffic(TorchDispatchMode):
         fused.run = self._run
         return super().__exit__(*error)
 
-    def _loop(self, name: str, *tensors: Tensor | None) -> None:
-        self.bytes += sum(_bytes(t) for t in tensors if t is not None)
-        if name in ADDED_TO:
-            self.bytes += _bytes(tensors[ADDED_TO[name]])
-        self._run(name, *tensors)
+    def _loop(self, name: str, weight: Tensor, reads: tuple, writes: tuple) -> None:
+        self.bytes += sum(_bytes(t) for t in (*reads, *writes) if t is not None)
+        self.bytes += _bytes(writes[0]) if name in ADDING else 0
+        self._run(name, weight, reads, writes)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

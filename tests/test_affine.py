@@ -14,6 +14,7 @@ CHAINS = [
     [Standardize()],
     [Standardize(), Location(SE())],
     [Standardize(), Location(CBAM("leaky_relu"), skips=True)],
+    [Standardize(), Magnitude()],
     [Standardize(), Location(CBAM()), Magnitude()],
     [Location(CBAM())],
     [Magnitude()],
@@ -120,10 +121,11 @@ def test_expanded_gradients():
 @pytest.mark.parametrize("shape", [(4, 32, 3, 3), (4, 17, 1, 3), (3, 64, 1, 1)])
 def test_constant_filters_become_zeros(value, shape):
     for weight in weights(shape):
-        weight = torch.full_like(weight, value)
-        for recipe in CHAINS[:4]:
-            out = chain(recipe).build(weight)(weight)
-            assert torch.equal(out, torch.zeros(shape))
+        for dtype in (torch.float32, torch.float64):
+            weight = torch.full_like(weight, value, dtype=dtype)
+            for recipe in CHAINS[:5]:
+                out = chain(recipe).build(weight)(weight)
+                assert torch.equal(out, torch.zeros(shape, dtype=dtype))
 
 
 class Shifted(Excitation):
@@ -198,8 +200,15 @@ def test_recorded_and_shapes_only(recipe):
     module = chain(recipe).build(weight)
     with torch.no_grad():
         expected = module(weight)
-        for record in (torch.jit.trace, lambda f, w: make_fx(f)(w)):
-            torch.testing.assert_close(record(module, weight)(weight), expected)
+        other = torch.randn(8, 32, 3, 3)
+        for record in (
+            torch.jit.trace,
+            lambda f, w: make_fx(f)(w),
+            lambda f, w: make_fx(f, pre_dispatch=True)(w),
+        ):
+            recorded = record(module, weight)
+            torch.testing.assert_close(recorded(weight), expected)
+            torch.testing.assert_close(recorded(other), module(other))
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             assert module(fake.from_tensor(weight)).shape == weight.shape
 

@@ -52,6 +52,11 @@ class Affine:
             self._to_standardize, self._handed_on = False, True
         return self.weight, self.centre, self.scale
 
+    def _for_kernels(self, gate: Tensor) -> Tensor:
+        """(N, C, 1, …), or what broadcasts to that -> (N, C)."""
+        gate = gate.flatten(1) if gate.dim() else gate
+        return gate if gate.shape == self.shape[:2] else gate.expand(self.shape[:2])
+
     def mean_space(self) -> Tensor:
         """The mean of every kernel: (N, C)."""
         return self._pool(1)
@@ -73,7 +78,8 @@ class Affine:
 
     def pool_channels(self, gate: Tensor) -> Tensor:
         """(N, 2, *space): the maximum of x ⊙ gate over axis 1, then its mean; gate (N, C, 1, …)."""
-        self.weight, pooled, _ = passes.PoolChannels.apply(*self._settle(), gate.flatten(1))
+        given = self._settle()
+        self.weight, pooled, _ = passes.PoolChannels.apply(*given, self._for_kernels(gate))
         self._handed_on = True
         return pooled
 
@@ -86,9 +92,7 @@ class Affine:
 
     def times(self, gate: Tensor) -> Tensor:
         """x ⊙ gate, a number for each kernel, (N, C, 1, …), or what broadcasts to that."""
-        gate = gate.flatten(1) if gate.dim() else gate
-        gate = gate if gate.shape == self.shape[:2] else gate.expand(self.shape[:2])
-        return passes.Dense.apply(*self._settle(), gate)
+        return passes.Dense.apply(*self._settle(), self._for_kernels(gate))
 
     def blend(self, multiplier: Tensor, strength: Tensor) -> Tensor:
         """x ⊙ multiplier for ``strength`` 1, x for 0, both to the last bit."""
@@ -100,7 +104,9 @@ class Affine:
 
     def times_sum(self, a: Tensor, p: Tensor, q: Tensor) -> Tensor:
         """x ⊙ (q + a ⊙ p): a (N, C, 1, …), p and q (N, 1, *space)."""
-        return passes.TimesSum.apply(*self._settle(), a.flatten(1), p, q)
+        whole = (len(self.weight), 1, *self.shape[2:])
+        p, q = (x if x.shape == whole else x.expand(whole) for x in (p, q))
+        return passes.TimesSum.apply(*self._settle(), self._for_kernels(a), p, q)
 
     def artanh(self, eps: float, strength: Tensor) -> Tensor:
         """x, for ``strength`` 0, blended with M·artanh(x / M), M = (1 + ε)·max|x| in the graph."""

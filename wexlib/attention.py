@@ -89,18 +89,18 @@ def run_whole(net: nn.Module, x: Tensor) -> Tensor:
         type(net) not in CONVOLUTIONS.values()
         or (net.kernel_size, set(net.dilation)) != (x.shape[2:], {1})
         or net.bias is None
-        or x[0].numel() > LARGEST_MAP
+        or x.shape[1:].numel() > LARGEST_MAP
         or x.device.type != "cpu"
         or recorded()
     ):
         return run(net, x)
-    meets = torch.from_numpy(_meetings(x.dtype, *x.shape[1:]))
-    matrix = torch.mv(meets, net.weight.to(x.dtype).flatten()).view(x[0].numel(), -1)
+    meets = torch.from_numpy(_meetings(*x.shape[1:])).to(x.dtype)
+    matrix = torch.mv(meets, net.weight.to(x.dtype).flatten()).view(x.shape[1:].numel(), -1)
     return torch.addmm(net.bias.to(x.dtype), x.flatten(1), matrix).view(len(x), 1, *x.shape[2:])
 
 
 @lru_cache
-def _meetings(dtype: torch.dtype, channels: int, *kernel: int) -> np.ndarray:
+def _meetings(channels: int, *kernel: int) -> np.ndarray:
     """(C·k·k, C·k) of ones and zeros: by which of the flat weight's numbers an input, first index,
     counts in an output, second index, both in a map of the kernel's size, padded as "same"."""
     sides = np.array(kernel)[:, None, None]
@@ -109,10 +109,10 @@ def _meetings(dtype: torch.dtype, channels: int, *kernel: int) -> np.ndarray:
     inside = ((shift >= 0) & (shift < sides)).all(0)
     flat = np.ravel_multi_index(np.where(inside, shift, 0), kernel)
     size = math.prod(kernel)
-    meets = np.zeros((channels, size, size, channels, size), str(dtype).removeprefix("torch."))
+    meets = np.zeros((channels, size, size, channels, size), np.float32)
+    inputs, outputs = np.nonzero(inside)
     for channel in range(channels):
-        rows, columns = np.nonzero(inside)
-        meets[channel, rows, columns, channel, flat[inside]] = 1
+        meets[channel, inputs, outputs, channel, flat[inside]] = 1
     return meets.reshape(channels * size * size, channels * size)
 
 

@@ -7,14 +7,13 @@
 //
 // Beside the weight stand small tensors: of filters (N), of channels (N, C), of places (N, K). A
 // null pointer to a centre means 0, to a scale 1, to a gradient 0, to a result that nobody asks for
-// it. Of equal maxima the first counts.
+// it. Of equal maxima the first counts, and what is no number is larger than all.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <vector>
 
 namespace {
 
@@ -63,6 +62,15 @@ struct Filter {
     } else {
       for (Index c = 0; c < s.C; c++)
         for (Index k = 0; k < s.K; k++) f(c * s.K + k, c, k);
+    }
+  }
+
+  // The same place by place, channels side by side even where they do not lie so.
+  template <class F>
+  void by_place(F f) const {
+    for (Index k = 0; k < s.K; k++) {
+#pragma omp simd
+      for (Index c = 0; c < s.C; c++) f(at(c, k), c, k);
     }
   }
 
@@ -149,8 +157,8 @@ inline float artanh(float u) {
   std::memcpy(&s, &power, sizeof s);
   const float above = j > 0 ? (1 + v) - s * (1 - v) : 2 * v;
   const float t = above / ((1 + v) + s * (1 - v)), x = t * t;
-  float series = 1 / 17.f;
-  for (int n = 15; n > 0; n -= 2) series = series * x + 1.f / n;
+  float series = 1 / 15.f;
+  for (int n = 13; n > 0; n -= 2) series = series * x + 1.f / n;
   return std::copysign(t * series + 0.34657359f * e, u);
 }
 inline double artanh(double u) { return std::atanh(u); }
@@ -158,21 +166,12 @@ inline double artanh(double u) { return std::atanh(u); }
 // The largest number of every channel, and its place.
 template <class T, bool last>
 void maxima(Filter<T, last> f, const T* w, T* maximum, T* place) {
-  if constexpr (last) {
-    for (Index c = 0; c < f.s.C; c++) maximum[c] = w[c], place[c] = 0;
-    f.each([=](Index i, Index c, Index k) {
-      const bool larger = w[i] > maximum[c];
-      maximum[c] = larger ? w[i] : maximum[c];
-      place[c] = larger ? T(k) : place[c];
-    });
-  } else {
-    for (Index c = 0; c < f.s.C; c++, w += f.s.K) {
-      T found = w[0], first = 0;
-      for (Index k = 1; k < f.s.K; k++) found = std::max(found, w[k]);
-      for (Index k = f.s.K - 1; k >= 0; k--) first = w[k] == found ? T(k) : first;
-      maximum[c] = found, place[c] = first;
-    }
-  }
+  for (Index c = 0; c < f.s.C; c++) maximum[c] = w[f.at(c, 0)], place[c] = 0;
+  f.by_place([=](Index i, Index c, Index k) {
+    const bool larger = w[i] > maximum[c] || w[i] != w[i];
+    maximum[c] = larger ? w[i] : maximum[c];
+    place[c] = larger ? T(k) : place[c];
+  });
 }
 
 // weight; mean (N, C) and below it maximum (N, C) of the kernels, this with its place (N, C)
@@ -185,11 +184,11 @@ void pool_space(Filter<T, last> f) {
   if (place) maxima(f, w, f.below(mean), place);
 }
 
-// gradient, added to; d_mean and below it d_maximum, place (N, C)
+// d_mean and below it d_maximum, place (N, C); gradient, added to
 template <class T, bool last>
 void pool_space_backward(Filter<T, last> f) {
-  T* g = f.numbers(0);
-  const T *d_mean = f.channels(1), *place = f.channels(2), size = T(f.s.K);
+  T* g = f.numbers(2);
+  const T *d_mean = f.channels(0), *place = f.channels(1), size = T(f.s.K);
   f.each([=](Index i, Index c, Index) { g[i] += d_mean[c] / size; });
   if (!place) return;
   const T* d_maximum = f.below(d_mean);
@@ -201,7 +200,9 @@ template <class T, bool last>
 void standardized(Filter<T, last> f) {
   const T* w = f.numbers(0);
   T *mean = f.channels(4), *place = f.channels(5);
-  const T centre = T(f.sum([=](Index i) { return double(w[i]); }) / f.s.size());
+  // From the first number on, so that a filter of equal ones has exactly their value.
+  const double first = w[0];
+  const T centre = T(first + f.sum([=](Index i) { return w[i] - first; }) / f.s.size());
   const double squares = f.sum([=](Index i) {
     const double d = w[i] - centre;
     return d * d;
@@ -220,15 +221,15 @@ void standardized(Filter<T, last> f) {
   for (Index c = 0; c < f.s.C; c++) maximum[c] = (maximum[c] - centre) * scale;
 }
 
-// weight, centre, std, scale (N), pooled as above; gradient, added to; d_centre, d_std, d_scale (N),
-// d_pooled as pooled, place (N, C)
+// weight, centre, std, scale (N), pooled as above, d_centre, d_std, d_scale (N), d_pooled, place (N,
+// C); gradient, added to
 template <class T, bool last>
 void standardized_backward(Filter<T, last> f) {
-  const T *w = f.numbers(0), *pooled = f.channels(4), *d_pooled = f.channels(9);
-  const T* place = f.channels(10);
-  T* g = f.numbers(5);
+  const T *w = f.numbers(0), *pooled = f.channels(4), *d_pooled = f.channels(8);
+  const T* place = f.channels(9);
+  T* g = f.numbers(10);
   const double centre = f.one(1, 0), std = f.one(2, 0), scale = f.one(3, 0), n = f.s.size();
-  double d_centre = f.one(6, 0), d_scale = scale * f.one(8, 0);
+  double d_centre = f.one(5, 0), d_scale = scale * f.one(7, 0);
   const auto add = [&](const T* value, const T* gradient) {
     double sum = 0, product = 0;
 #pragma omp simd reduction(+ : sum, product)
@@ -241,7 +242,7 @@ void standardized_backward(Filter<T, last> f) {
   };
   if (d_pooled) add(pooled, d_pooled);
   if (place) add(f.below(pooled), f.below(d_pooled));
-  const T factor = T((f.one(7, 0) - scale * d_scale) / (std * (n - 1)));
+  const T factor = T((f.one(6, 0) - scale * d_scale) / (std * (n - 1)));
   const T rest = T(d_centre / n), share = T(scale / f.s.K), middle = T(centre);
   if (d_pooled)
     f.each([=](Index i, Index c, Index) {
@@ -273,7 +274,7 @@ void pool_channels(Filter<T, last> f) {
       }
       Index c = 0;
       while (c < f.s.C - 1 && x(row + c, c) != largest) c++;
-      maximum[k] = largest, mean[k] = sum, place[k] = T(c);
+      maximum[k] = sum == sum ? largest : sum, mean[k] = sum, place[k] = T(c);
     }
   } else {
     for (Index k = 0; k < f.s.K; k++) maximum[k] = mean[k] = x(k, 0), place[k] = 0;
@@ -281,7 +282,7 @@ void pool_channels(Filter<T, last> f) {
 #pragma omp simd
       for (Index k = 0; k < f.s.K; k++) {
         const T value = x(c * f.s.K + k, c);
-        const bool larger = value > maximum[k];
+        const bool larger = value > maximum[k] || value != value;
         maximum[k] = larger ? value : maximum[k];
         place[k] = larger ? T(c) : place[k];
         mean[k] += value;
@@ -387,9 +388,14 @@ void largest(Filter<T, last> f) {
   const T* w = f.numbers(0);
   const T centre = f.one(1, 0);
   T found = 0;
-#pragma omp simd reduction(max : found)
-  for (Index i = 0; i < f.s.size(); i++) found = std::max(found, std::abs(w[i] - centre));
-  f.set(3, found * f.one(2, 1));
+  bool none = false;
+#pragma omp simd reduction(max : found) reduction(|| : none)
+  for (Index i = 0; i < f.s.size(); i++) {
+    const T size = std::abs(w[i] - centre);
+    found = std::max(found, size);
+    none = none || size != size;
+  }
+  f.set(3, none ? std::numeric_limits<T>::quiet_NaN() : found * f.one(2, 1));
 }
 
 // weight, centre, scale (N), M and strength (1), result

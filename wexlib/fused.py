@@ -10,64 +10,92 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from wexlib.files import write
-
 SOURCE = Path(__file__).with_suffix(".cpp")
 #: Without them a call of the library or a division that might raise a signal keeps a loop from
 #: being computed in vectors.
 QUIET = ("-fno-math-errno", "-fno-trapping-math")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", *QUIET, "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", *QUIET, "-shared", "-fPIC")
+#: Threads and vectors, or where the compiler has no threads, vectors alone.
+OPENMP = ("-fopenmp", "-fopenmp-simd")
 TYPES = {torch.float32: "float", torch.float64: "double"}
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 #: Weights of fewer numbers are not worth a second thread.
 SMALL = 2**14
 
+#: What each loop reads, and after > what it writes, or adds to (a gradient). W is as large as the
+#: weight (N, C, K places); f has a number for a filter, N; c for a kernel, N·C; m one or two of
+#: these; k for a place, N·K; j two of these; 1 is one number.
+ARGUMENTS = {
+    "pool_space": "W>mc",
+    "pool_space_backward": "mc>W",
+    "standardized": "W>fffmc",
+    "standardized_backward": "Wfffmfffmc>W",
+    "pool_channels": "Wffc>jk",
+    "pool_channels_backward": "Wffcjkj>Wcff",
+    "dense": "Wffc>W",
+    "dense_backward": "WffcW>Wffc",
+    "times_sum": "Wffckk>W",
+    "times_sum_backward": "WffckkW>Wffckk",
+    "largest": "Wff>f",
+    "stretched": "Wff11>W",
+    "stretched_backward": "Wff11WW>Wfff",
+}
 
-def build() -> Path:
-    """The library, compiled if it is not there yet for this source and this processor.
+
+def load() -> ctypes.CDLL:
+    """The library, compiled if it is not there yet for this source, compiler and processor.
 
     Raises:
         RuntimeError: no compiler, or one that cannot compile it.
         OSError: the cache cannot be written.
     """
-    made_of = [SOURCE.read_text(encoding="utf-8"), FLAGS]
-    made_of += [platform.machine(), torch.cpu.get_capabilities()]
-    key = hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    path = folder / "wexlib" / f"fused-{key}.so"
-    if path.is_file():
-        return path
     name = os.environ.get("CXX") or "c++"
-    if (compiler := shutil.which(name)) is None:
+    processor = torch.cpu.get_capabilities()
+    made_of = [SOURCE.read_text(encoding="utf-8"), FLAGS, name, platform.machine()]
+    made_of += sorted((k, v) for k, v in processor.items() if isinstance(v, bool | str))
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wexlib"
+    path = folder / f"fused-{key}.so"
+    if path.is_file():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:
+            pass  # no library, whoever wrote it: compiled anew
+    command = shlex.split(name)
+    if shutil.which(command[0]) is None:
         raise RuntimeError(
-            f"no C++ compiler {name}: install one (Debian and Ubuntu: apt install g++), or name it "
-            "by the variable CXX"
+            f"no C++ compiler {command[0]}: install one (Debian and Ubuntu: apt install g++), or "
+            "name it by the variable CXX"
         )
-
-    def compile(target: Path) -> None:
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
-
-    write(path, compile)
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        target = Path(temporary) / path.name
+        for openmp in OPENMP:
+            words = [*command, *FLAGS, openmp, str(SOURCE), "-o", str(target)]
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode == 0:
+                ctypes.CDLL(str(target))
+                target.replace(path)
+                return ctypes.CDLL(str(path))
+    raise RuntimeError(f"{shlex.join(words)} failed:\n{done.stderr.strip()}")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled passes, or None where they cannot be had."""
     try:
-        return ctypes.CDLL(str(build()))
+        return load()
     except (OSError, RuntimeError):
         return None
 
@@ -88,7 +116,10 @@ def fits(weight: Tensor, *others: Tensor | None) -> bool:
         return False
     for x in (weight, *others):
         if x is not None and not (
-            x.dtype == dtype and x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
+            x.dtype == dtype
+            and x.device.type == "cpu"
+            and type(x) in (Tensor, nn.Parameter)
+            and not x.is_neg()
         ):
             return False
     return (weight.is_contiguous() or _channels_last(weight)) and library() is not None
@@ -106,26 +137,59 @@ def laid(x: Tensor, weight: Tensor) -> Tensor:
     return x if same else torch.empty_like(weight).copy_(x)
 
 
-def run(name: str, weight: Tensor, *tensors: Tensor | None) -> None:
-    """One loop over what :func:`fits`: see fused.cpp for what it is given, and what it writes.
+def run(
+    name: str,
+    weight: Tensor,
+    reads: tuple[Tensor | None, ...],
+    writes: tuple[Tensor | None, ...],
+) -> None:
+    """One loop over what :func:`fits`: see :data:`ARGUMENTS`, and fused.cpp for what each is.
 
-    What is written has to be laid out already: see :func:`laid`. A last argument may be left out.
+    Args:
+        name: of the loop.
+        weight: of whose shape and memory format all others are.
+        reads, writes: None, or left out at the end, is a 0 or 1, or a result that is not wanted.
+
+    Raises:
+        ValueError: an argument of another size, or a result in another memory format.
     """
-    shape = weight.shape
-    given = [weight]
-    for x in tensors:
-        given.append(x if x is None else laid(x, weight) if x.shape == shape else x.contiguous())
-    pointers = (ctypes.c_void_p * (len(given) + 1))()
-    for i, x in enumerate(given):
-        pointers[i] = None if x is None else x.data_ptr()
-    places = shape[2:].numel()
+    filters, channels = weight.shape[:2]
+    places = weight.shape[2:].numel()
+    kernels, maps = filters * channels, filters * places
+    sizes = {
+        "W": (kernels * places,),
+        "f": (filters,),
+        "c": (kernels,),
+        "m": (kernels, 2 * kernels),
+        "k": (maps,),
+        "j": (2 * maps,),
+        "1": (1,),
+    }
+    kinds, given = ARGUMENTS[name], []
+    for i, x in enumerate((*reads, None, *writes)):
+        kind = kinds[i]
+        if x is None:
+            if kind != ">":
+                given.append(None)
+            continue
+        ordered = laid(x, weight) if kind == "W" else x.contiguous()
+        if x.numel() not in sizes[kind] or (i > len(reads) and ordered is not x):
+            raise ValueError(
+                f"argument {len(given)} of {name} has shape {tuple(x.shape)} and strides "
+                f"{x.stride()}: expected {' or '.join(map(str, sizes[kind]))} numbers, in order if "
+                f"they are written, for a weight of shape {tuple(weight.shape)}"
+            )
+        given.append(ordered)
+    pointers = (ctypes.c_void_p * (len(kinds) - 1))(
+        *[x if x is None else x.data_ptr() for x in given]
+    )
     last = places == 1 or not weight.is_contiguous()
     threads = torch.get_num_threads() if weight.numel() >= SMALL else 1
-    _function(name, weight.dtype)(last, threads, shape[0], shape[1], places, pointers)
+    _function(name, weight.dtype)(last, threads, filters, channels, places, pointers)
 
 
 if __name__ == "__main__":
     try:
-        print(build())
+        print(load()._name)
     except (OSError, RuntimeError) as error:
         sys.exit(str(error))

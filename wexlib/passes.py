@@ -52,6 +52,7 @@ def recorded() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
         or (
             torch._C._len_torch_dispatch_stack() > 0
             and any(torch._C._get_dispatch_mode(mode) is not None for mode in RECORDERS)
@@ -79,9 +80,14 @@ def _filter(x: Tensor) -> tuple[int, ...]:
     return tuple(range(1, x.dim()))
 
 
+def _kernels(x: Tensor) -> Tensor:
+    """(N, C, *space) -> (N, C, the size of space)."""
+    return x.reshape(*x.shape[:2], -1)
+
+
 def _sum_space(x: Tensor) -> Tensor:
     """(N, C, *space) -> (N, C)."""
-    return x.flatten(2).sum(2) if x.dim() > 2 else x
+    return _kernels(x).sum(2)
 
 
 def _affine(x: Tensor, centre: Tensor | None, scale: Tensor | None) -> Tensor:
@@ -96,13 +102,18 @@ def _alone(weight: Tensor) -> Tensor:
     return weight.new_empty(len(weight), 1)
 
 
+def _unfilled(x: Tensor | None) -> Tensor | None:
+    """Of x's shape, in order, to be filled."""
+    return None if x is None else x.new_empty(x.shape)
+
+
 def _pool(weight: Tensor, maximum: bool) -> tuple[Tensor, ...]:
     """The mean of every kernel, (N, C), and with ``maximum`` below it its maximum, so (2N, C), and
     the place of the first of equal ones, (N, C)."""
     mean = _sum_space(weight) / weight.shape[2:].numel()
     if not maximum:
         return (mean,)
-    largest, place = weight.flatten(2).max(2)
+    largest, place = _kernels(weight).max(2)
     return torch.cat([mean, largest]), place
 
 
@@ -111,8 +122,8 @@ def _unpool(gradient: Tensor, d_pooled: Tensor, place: tuple[Tensor, ...]) -> Te
     d_mean, *d_maximum = d_pooled.view(-1, *gradient.shape[:2])
     gradient = gradient + _space(d_mean / gradient.shape[2:].numel(), gradient)
     for at, share in zip(place, d_maximum, strict=True):
-        flat = gradient.flatten(2).scatter_add(2, at.long()[..., None], share[..., None])
-        gradient = flat.view_as(gradient)
+        kernels = _kernels(gradient).scatter_add(2, at.long()[..., None], share[..., None])
+        gradient = kernels.view_as(gradient)
     return gradient
 
 
@@ -123,7 +134,7 @@ class PoolSpace(Pass):
     def forward(weight: Tensor, maximum: bool):
         if _loop(weight):
             found = _for_pool(weight, maximum)
-            fused.run("pool_space", weight, *found)
+            fused.run("pool_space", weight, (weight,), found)
         else:
             found = _pool(weight, maximum)
         return weight.view_as(weight), *found
@@ -137,7 +148,8 @@ class PoolSpace(Pass):
     def backward(ctx, gradient, d_pooled, *_):
         place = ctx.saved_tensors
         if _loop(gradient, d_pooled, *place):
-            fused.run("pool_space_backward", gradient, d_pooled, *place)
+            reads = d_pooled, place[0] if place else None
+            fused.run("pool_space_backward", gradient, reads, (gradient,))
             return gradient, None
         return _unpool(gradient, d_pooled, place), None
 
@@ -174,7 +186,7 @@ class Standardized(Pass):
     def forward(weight: Tensor, maximum: bool):
         if _loop(weight):
             found = tuple(_alone(weight) for _ in range(3)) + _for_pool(weight, maximum)
-            fused.run("standardized", weight, *found)
+            fused.run("standardized", weight, (weight,), found)
             return weight.view_as(weight), *found
         std, centre = (x[:, None] for x in torch.std_mean(weight, _filter(weight)))
         scale = torch.reciprocal(std + 1e-5)
@@ -198,7 +210,8 @@ class Standardized(Pass):
         given = d_centre, d_std, d_scale, d_pooled
         if _loop(weight, gradient, *given):
             gradient = fused.laid(gradient, weight)
-            fused.run("standardized_backward", *ctx.saved_tensors[:5], gradient, *given, *place)
+            reads = *ctx.saved_tensors[:5], *given, place[0] if place else None
+            fused.run("standardized_backward", weight, reads, (gradient,))
             return gradient, None
         d_centre, d_std, d_scale = (
             torch.zeros_like(scale) if d is None else d for d in (d_centre, d_std, d_scale)
@@ -223,9 +236,9 @@ class PoolChannels(Pass):
     @staticmethod
     def forward(weight: Tensor, centre: Tensor | None, scale: Tensor | None, gate: Tensor):
         if _loop(weight, centre, scale, gate):
-            pooled = weight.new_empty(len(weight), 2, *weight.shape[2:])
-            place = torch.empty_like(pooled[:, :1])
-            fused.run("pool_channels", weight, centre, scale, gate, pooled, place)
+            filters, space = len(weight), weight.shape[2:]
+            pooled, place = (weight.new_empty(filters, n, *space) for n in (2, 1))
+            fused.run("pool_channels", weight, (weight, centre, scale, gate), (pooled, place))
         else:
             x = _affine(weight, centre, gate)
             maximum, place = x.max(1, keepdim=True)
@@ -242,10 +255,10 @@ class PoolChannels(Pass):
     def backward(ctx, gradient, d_pooled, _):
         weight, centre, scale, gate, pooled, place = ctx.saved_tensors
         if _loop(*ctx.saved_tensors, d_pooled, gradient):
-            gradient, d_gate = fused.laid(gradient, weight), torch.empty_like(gate)
-            d_centre, d_scale = (None if scale is None else torch.empty_like(scale) for _ in "cs")
-            given = centre, scale, gate, pooled, place, d_pooled, gradient
-            fused.run("pool_channels_backward", weight, *given, d_gate, d_centre, d_scale)
+            gradient, reads = fused.laid(gradient, weight), (*ctx.saved_tensors, d_pooled)
+            d_gate, d_centre, d_scale = map(_unfilled, (gate, centre, scale))
+            writes = gradient, d_gate, d_centre, d_scale
+            fused.run("pool_channels_backward", weight, reads, writes)
             return gradient, d_centre, d_scale, d_gate
         d_scale = None
         if scale is not None:
@@ -283,7 +296,7 @@ class Dense(Pass):
             slope = gate if scale is None else scale if gate is None else scale * gate
             return _affine(weight, centre, slope)
         result = torch.empty_like(weight)
-        fused.run("dense", weight, centre, scale, gate, result)
+        fused.run("dense", weight, (weight, centre, scale, gate), (result,))
         return result
 
     @staticmethod
@@ -294,8 +307,8 @@ class Dense(Pass):
     def backward(ctx, gradient):
         weight, centre, scale, gate = ctx.saved_tensors
         if _loop(weight, centre, scale, gate, gradient):
-            d_inputs = tuple(None if x is None else torch.empty_like(x) for x in ctx.saved_tensors)
-            fused.run("dense_backward", weight, centre, scale, gate, gradient, *d_inputs)
+            d_inputs = torch.empty_like(weight), *map(_unfilled, (centre, scale, gate))
+            fused.run("dense_backward", weight, (*ctx.saved_tensors, gradient), d_inputs)
             return d_inputs
         slope = gate if scale is None else scale if gate is None else scale * gate
         d_weight = gradient * _space(slope, weight)
@@ -324,7 +337,7 @@ class TimesSum(Pass):
         if not _loop(weight, centre, scale, a, p, q):
             return _affine(weight, centre, scale) * (q + _space(a, weight) * p)
         result = torch.empty_like(weight)
-        fused.run("times_sum", weight, centre, scale, a, p, q, result)
+        fused.run("times_sum", weight, (weight, centre, scale, a, p, q), (result,))
         return result
 
     @staticmethod
@@ -335,8 +348,8 @@ class TimesSum(Pass):
     def backward(ctx, gradient):
         weight, centre, scale, a, p, q = ctx.saved_tensors
         if _loop(*ctx.saved_tensors, gradient):
-            d_inputs = tuple(None if x is None else torch.empty_like(x) for x in ctx.saved_tensors)
-            fused.run("times_sum_backward", *ctx.saved_tensors, gradient, *d_inputs)
+            d_inputs = torch.empty_like(weight), *map(_unfilled, (centre, scale, a, p, q))
+            fused.run("times_sum_backward", weight, (*ctx.saved_tensors, gradient), d_inputs)
             return d_inputs
         d_weight = gradient * (q + _space(a, weight) * p)
         d_slope = _affine(weight, centre, scale) * gradient
@@ -355,7 +368,8 @@ def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
     """Of x = (W − centre) ⊙ scale, each (N, 1) or None, max|x| as (1,), not below ``SMALLEST``;
     of the largest x its filter, (1,), and its sign at its place in that filter, (1, C, *space)."""
     if _loop(weight, centre, scale):
-        fused.run("largest", weight, centre, scale, each := _alone(weight))
+        each = _alone(weight)
+        fused.run("largest", weight, (weight, centre, scale), (each,))
     else:
         axes = _filter(weight)
         high = _affine(weight.amax(axes)[:, None], centre, scale)
@@ -389,8 +403,7 @@ class Largest(Pass):
     @staticmethod
     def backward(ctx, gradient, d_largest, *_):
         filter_, signs = ctx.saved_tensors
-        add = gradient.index_add_ if _loop(gradient, d_largest) else gradient.index_add
-        return add(0, filter_, d_largest * signs)
+        return gradient.index_add(0, filter_, d_largest * signs)
 
 
 class Artanh(Pass):
@@ -406,7 +419,7 @@ class Artanh(Pass):
         m = (1 + eps) * maximum
         if _loop(weight, centre, scale, strength, m):
             result = torch.empty_like(weight)
-            fused.run("stretched", weight, centre, scale, m, strength, result)
+            fused.run("stretched", weight, (weight, centre, scale, m, strength), (result,))
         else:
             x = _affine(weight, centre, scale)
             result = torch.lerp(x, m * torch.atanh(x / m), strength)
@@ -424,8 +437,8 @@ class Artanh(Pass):
         if loop := _loop(weight, centre, scale, strength, y, m, gradient):
             d_weight = torch.empty_like(weight)
             d_centre, d_scale, rest = (_alone(weight) for _ in range(3))
-            given = centre, scale, m, strength, y, gradient, d_weight, d_centre, d_scale, rest
-            fused.run("stretched_backward", weight, *given)
+            reads = weight, centre, scale, m, strength, y, gradient
+            fused.run("stretched_backward", weight, reads, (d_weight, d_centre, d_scale, rest))
         else:
             axes = _filter(weight)
             x = _affine(weight, centre, scale)
