@@ -109,6 +109,19 @@ def test_what_is_handed_in_stays_as_it_was(recipe):
         assert torch.equal(one, copy) and torch.equal(one, two)
 
 
+@pytest.mark.parametrize("standardize", [False, True])
+def test_what_is_looked_at_and_not_used_has_no_part_in_the_gradient(standardize):
+    weight = torch.randn(8, 32, 3, 3, dtype=torch.float64).requires_grad_()
+    upstream = torch.randn_like(weight)
+    gradients = []
+    for look in (False, True):
+        x = Affine(weight).standardized() if standardize else Affine(weight)
+        if look:
+            x.mean_max_space(), x.pool_channels(torch.ones(8, 32, 1, 1, dtype=torch.float64))
+        gradients += torch.autograd.grad(x.dense(), weight, upstream)
+    torch.testing.assert_close(*gradients)
+
+
 def test_expanded_gradients():
     """The gradient of a sum is one number seen many times: it cannot be written to."""
     for recipe in CHAINS:

@@ -82,6 +82,7 @@ def test_the_same_to_the_last_bit_for_any_number_of_threads():
     threads = torch.get_num_threads()
     gate = torch.rand(65, 48, 1, 1, generator=torch.Generator().manual_seed(2))
     maps = torch.rand(65, 1, 3, 3, generator=torch.Generator().manual_seed(3))
+    half = torch.tensor(0.5)
     try:
         for weight in weights((65, 48, 3, 3)):
             weight.requires_grad_()
@@ -90,7 +91,7 @@ def test_the_same_to_the_last_bit_for_any_number_of_threads():
                 torch.set_num_threads(count)
                 x = Affine(weight).standardized()
                 out = [x.mean_max_space(), x.pool_channels(gate), x.times(gate)]
-                out += [x.times_sum(gate, maps, maps), x.artanh(0.1, torch.ones(()))]
+                out += [x.two_gates(gate, maps, half, skips=True), x.artanh(0.1, half)]
                 each.append([*out, *torch.autograd.grad([o.sum() for o in out], weight)])
             for other in each[1:]:
                 assert all(map(torch.equal, each[0], other))
@@ -135,10 +136,16 @@ def test_a_number_that_is_none_spreads_as_by_the_operations(recipe, monkeypatch)
         weight[3, 5, 1, 2] = float("nan")
         weight.requires_grad_()
         module = chain(recipe).build(weight, generator=torch.Generator().manual_seed(1))
-        fast = module(weight), *torch.autograd.grad(module(weight).sum(), weight)
+
+        def seen(module=module, weight=weight):
+            x, out = Affine(weight), module(weight)
+            pooled = x.mean_max_space(), x.pool_channels(weight.new_ones(8, 32))
+            return *pooled, out, *torch.autograd.grad(out.sum(), weight)
+
+        fast = seen()
         with monkeypatch.context() as without:
             without.setattr(fused, "library", lambda: None)
-            slow = module(weight), *torch.autograd.grad(module(weight).sum(), weight)
+            slow = seen()
         for one, other in zip(fast, slow, strict=True):
             assert torch.equal(one.isnan(), other.isnan()) and one.isnan().any()
 
@@ -157,15 +164,17 @@ def test_gates_in_any_order_and_gates_that_filters_share(shape):
     for weight in weights(shape):
         weight = weight.double().requires_grad_()
         for a in gates:
-            for p in maps:
-                x = Affine(weight)
-                found = [x.pool_channels(a), x.times(a), x.times_sum(a, p, p)]
+            for b in maps:
+                x, s = Affine(weight), torch.tensor(0.7, dtype=torch.float64)
+                found = [x.pool_channels(a), x.times(a)]
+                found += [x.two_gates(a, b, s, skips=skips) for skips in (False, True)]
                 y = weight * a
                 pooled = torch.cat([y.amax(1, keepdim=True), y.mean(1, keepdim=True)], 1)
-                wanted = [pooled, y, weight * (p + a * p)]
+                wanted = [pooled, y]
+                wanted += [weight * (0.3 + 0.7 * m) for m in (a * b, 1 + 2 * a + (1 + a) * b)]
                 for one, other in zip(found, wanted, strict=True):
                     torch.testing.assert_close(one, other)
-                inputs = weight, a, p
+                inputs = weight, a, b
                 got = torch.autograd.grad([o.sin().sum() for o in found], inputs)
                 expected = torch.autograd.grad([o.sin().sum() for o in wanted], inputs)
                 for one, other in zip(got, expected, strict=True):

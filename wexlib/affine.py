@@ -53,8 +53,8 @@ class Affine:
         return self.weight, self.centre, self.scale
 
     def _for_kernels(self, gate: Tensor) -> Tensor:
-        """(N, C, 1, …), or what broadcasts to that -> (N, C)."""
-        gate = gate.flatten(1) if gate.dim() else gate
+        """(N, C), (N, C, 1, …), or what broadcasts to that -> (N, C)."""
+        gate = gate.flatten(1) if gate.dim() > 2 else gate
         return gate if gate.shape == self.shape[:2] else gate.expand(self.shape[:2])
 
     def mean_space(self) -> Tensor:
@@ -77,7 +77,7 @@ class Affine:
         return self._pooled if len(self._pooled) == rows else self._pooled[:rows]
 
     def pool_channels(self, gate: Tensor) -> Tensor:
-        """(N, 2, *space): the maximum of x ⊙ gate over axis 1, then its mean; gate (N, C, 1, …)."""
+        """(N, 2, *space): the maximum of x ⊙ gate over axis 1, then its mean; gate (N, C)."""
         given = self._settle()
         self.weight, pooled, _ = passes.PoolChannels.apply(*given, self._for_kernels(gate))
         self._handed_on = True
@@ -102,11 +102,15 @@ class Affine:
             m = torch.lerp(m.new_ones(()), m, strength)
         return self.times(m) if all(size == 1 for size in m.shape[2:]) else self.dense() * m
 
-    def times_sum(self, a: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        """x ⊙ (q + a ⊙ p): a (N, C, 1, …), p and q (N, 1, *space)."""
+    def two_gates(self, a: Tensor, b: Tensor, strength: Tensor, *, skips: bool) -> Tensor:
+        """x ⊙ a ⊙ b, or with ``skips`` x ⊙ ((1 + a) ⊙ (1 + b) + a), for ``strength`` 1, x for 0.
+
+        a is (N, C), or (N, C, 1, …); b (N, 1, *space).
+        """
         whole = (len(self.weight), 1, *self.shape[2:])
-        p, q = (x if x.shape == whole else x.expand(whole) for x in (p, q))
-        return passes.TimesSum.apply(*self._settle(), self._for_kernels(a), p, q)
+        b = b if b.shape == whole else b.expand(whole)
+        given = *self._settle(), self._for_kernels(a), b
+        return passes.TwoGates.apply(*given, strength, skips)
 
     def artanh(self, eps: float, strength: Tensor) -> Tensor:
         """x, for ``strength`` 0, blended with M·artanh(x / M), M = (1 + ε)·max|x| in the graph."""

@@ -260,8 +260,18 @@ class SE(Attention):
     def nets(self, channels, kernel, *, groups=1, published=False):
         return self._mlp_nets(channels, groups)
 
+    def _channel(self, nets: nn.Module, x: Tensor | Affine) -> Tensor:
+        """(N, C)."""
+        return ACTIVATIONS[self.gate](self._mlp(nets, mean_space(x)))
+
     def maps(self, nets, x, *, skips=False):
-        return (like(ACTIVATIONS[self.gate](self._mlp(nets, mean_space(x))), x),)
+        return (like(self._channel(nets, x), x),)
+
+    def attend(self, nets, x, strength, *, skips=False):
+        if not self.pools:
+            return super().attend(nets, x, strength, skips=skips)
+        gate = self._channel(nets, x)
+        return x.blend(1 + gate if skips else gate, strength)
 
 
 @dataclass(frozen=True)
@@ -308,18 +318,23 @@ class CBAM(Attention):
         return self._mlp_nets(channels, groups) | {"spatial": _spatial(kernel, published)}
 
     def _channel(self, nets: nn.Module, x: Tensor | Affine) -> Tensor:
+        """(N, C)."""
         if x.shape[2:].numel() == 1:
             scores = 2 * self._mlp(nets, mean_space(x))  # one place: its mean is its maximum
         else:
             scores = self._mlp(nets, mean_max_space(x), times=2)
-        return like(ACTIVATIONS[self.gate](scores), x)
+        return ACTIVATIONS[self.gate](scores)
 
     def _space(self, nets: nn.Module, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.gate](run(nets.spatial, _max_mean(x)))
 
     def maps(self, nets, x, *, skips=False):
         """The first map and the second, in the order in which they are applied."""
-        first, second = self._channel, self._space
+
+        def first(nets: nn.Module, x: Tensor | Affine) -> Tensor:
+            return like(self._channel(nets, x), x)
+
+        second = self._space
         if self.order == "reversed":
             first, second = second, first
         a = first(nets, x)
@@ -332,10 +347,8 @@ class CBAM(Attention):
             return super().attend(nets, x, strength, skips=skips)
         a = self._channel(nets, x)
         pooled = x.pool_channels(1 + a if skips else a)
-        b = strength * ACTIVATIONS[self.gate](run_whole(nets.spatial, pooled))
-        # The multiplier is 1 + 2Ac + (1 + Ac) ⊙ As with skips, Ac ⊙ As without: q + Ac ⊙ p.
-        p, q = (2 * strength + b, 1 + b) if skips else (b, (1 - strength).expand_as(b))
-        return x.times_sum(a, p, q)
+        b = ACTIVATIONS[self.gate](run_whole(nets.spatial, pooled))
+        return x.two_gates(a, b, strength, skips=skips)
 
     def combine(self, maps, *, skips=False):
         a, b = maps

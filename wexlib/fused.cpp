@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 namespace {
 
@@ -26,7 +27,7 @@ struct Shape {
 
 template <class T>
 struct Four {
-  T space, channels, other, all;
+  T space, channels, first, second;
 };
 
 // One filter's part of the arguments.
@@ -98,36 +99,35 @@ struct Filter {
     }
   }
 
-  // Of a number's four: sums over space, two over channels, and, returned, the sum of all.
+  // Of a number's four: the sums over space and over channels, and, returned, two sums of all.
   template <class F>
-  double sum_both(T* by_channel, T* by_place, T* other, F f) const {
+  std::pair<double, double> sum_both(T* by_channel, T* by_place, F f) const {
     std::fill_n(by_channel, s.C, T(0));
     std::fill_n(by_place, s.K, T(0));
-    std::fill_n(other, s.K, T(0));
-    double total = 0;
+    double first = 0, second = 0;
     if constexpr (last) {
       for (Index k = 0; k < s.K; k++) {
-        T first = 0, second = 0, all = 0;
-#pragma omp simd reduction(+ : first, second, all)
+        T channels = 0, one = 0, other = 0;
+#pragma omp simd reduction(+ : channels, one, other)
         for (Index c = 0; c < s.C; c++) {
           const Four<T> more = f(k * s.C + c, c, k);
           by_channel[c] += more.space;
-          first += more.channels, second += more.other, all += more.all;
+          channels += more.channels, one += more.first, other += more.second;
         }
-        by_place[k] = first, other[k] = second, total += all;
+        by_place[k] = channels, first += one, second += other;
       }
     } else {
       for (Index c = 0; c < s.C; c++) {
-        T space = 0, all = 0;
+        T space = 0, one = 0, other = 0;
         for (Index k = 0; k < s.K; k++) {
           const Four<T> more = f(c * s.K + k, c, k);
-          by_place[k] += more.channels, other[k] += more.other;
-          space += more.space, all += more.all;
+          by_place[k] += more.channels;
+          space += more.space, one += more.first, other += more.second;
         }
-        by_channel[c] = space, total += all;
+        by_channel[c] = space, first += one, second += other;
       }
     }
-    return total;
+    return {first, second};
   }
 };
 
@@ -226,7 +226,7 @@ void standardized(Filter<T, last> f) {
 template <class T, bool last>
 void standardized_backward(Filter<T, last> f) {
   const T *w = f.numbers(0), *pooled = f.channels(4), *d_pooled = f.channels(8);
-  const T* place = f.channels(9);
+  const T* place = d_pooled ? f.channels(9) : nullptr;
   T* g = f.numbers(10);
   const double centre = f.one(1, 0), std = f.one(2, 0), scale = f.one(3, 0), n = f.s.size();
   double d_centre = f.one(5, 0), d_scale = scale * f.one(7, 0);
@@ -353,33 +353,37 @@ void dense_backward(Filter<T, last> f) {
   f.set(7, d_scale);
 }
 
-// weight, centre, scale (N), a (N, C), p, q (N, K), result
+// weight, centre, scale (N), a (N, C), b (N, K), strength (1), and this again with skips; result
 template <class T, bool last>
-void times_sum(Filter<T, last> f) {
-  const T *w = f.numbers(0), *a = f.channels(3), *p = f.places(4), *q = f.places(5);
-  const T centre = f.one(1, 0), scale = f.one(2, 1);
-  T* y = f.numbers(6);
+void two_gates(Filter<T, last> f) {
+  const T *w = f.numbers(0), *a = f.channels(3), *b = f.places(4);
+  const T centre = f.one(1, 0), scale = f.one(2, 1), strength = *f.arguments[5];
+  const T skip = f.arguments[6] ? 1 : 0;
+  T* y = f.numbers(7);
   f.each([=](Index i, Index c, Index k) {
-    y[i] = (w[i] - centre) * scale * (q[k] + a[c] * p[k]);
+    const T m = (skip + a[c]) * (skip + b[k]) + skip * a[c];
+    y[i] = (w[i] - centre) * scale * blend(T(1), m, strength);
   });
 }
 
-// weight, centre, scale (N), a (N, C), p, q (N, K), gradient, d_weight, d_centre, d_scale (N),
-// d_a (N, C), d_p, d_q (N, K)
+// weight, centre, scale (N), a (N, C), b (N, K), strength (1), and this again with skips, gradient;
+// d_weight, d_centre, d_scale (N), d_a (N, C), d_b (N, K)
 template <class T, bool last>
-void times_sum_backward(Filter<T, last> f) {
-  const T *w = f.numbers(0), *a = f.channels(3), *p = f.places(4), *q = f.places(5);
-  const T *g = f.numbers(6), centre = f.one(1, 0), scale = f.one(2, 1);
-  T *d_weight = f.numbers(7), *d_a = f.channels(10), *d_p = f.places(11), *d_q = f.places(12);
-  const double sum = f.sum_both(d_a, d_p, d_q, [=](Index i, Index c, Index k) {
-    const T d_slope = (w[i] - centre) * scale * g[i];
-    d_weight[i] = g[i] * scale * (q[k] + a[c] * p[k]);
-    return Four<T>{d_slope * p[k], d_slope * a[c], d_slope, d_weight[i]};
+void two_gates_backward(Filter<T, last> f) {
+  const T *w = f.numbers(0), *a = f.channels(3), *b = f.places(4);
+  const T centre = f.one(1, 0), scale = f.one(2, 1), strength = *f.arguments[5];
+  const T skip = f.arguments[6] ? 1 : 0, *g = f.numbers(7);
+  T *d_weight = f.numbers(8), *d_a = f.channels(11), *d_b = f.places(12);
+  const auto [sum, by_x] = f.sum_both(d_a, d_b, [=](Index i, Index c, Index k) {
+    const T m = (skip + a[c]) * (skip + b[k]) + skip * a[c];
+    const T x = w[i] - centre, d_x = g[i] * blend(T(1), m, strength), d_m = x * g[i];
+    d_weight[i] = d_x * scale;
+    return Four<T>{d_m * (skip + b[k] + skip), d_m * (skip + a[c]), d_x, d_x * x};
   });
-  f.set(8, -sum);
-  double d_scale = 0;
-  for (Index k = 0; k < f.s.K; k++) d_scale += double(d_p[k]) * p[k] + double(d_q[k]) * q[k];
-  f.set(9, d_scale / scale);
+  for (Index c = 0; c < f.s.C; c++) d_a[c] *= scale * strength;
+  for (Index k = 0; k < f.s.K; k++) d_b[k] *= scale * strength;
+  f.set(9, -sum * scale);
+  f.set(10, by_x);
 }
 
 // weight, centre, scale, the largest |x| (N)
@@ -461,8 +465,8 @@ EXPORT(pool_channels)
 EXPORT(pool_channels_backward)
 EXPORT(dense)
 EXPORT(dense_backward)
-EXPORT(times_sum)
-EXPORT(times_sum_backward)
+EXPORT(two_gates)
+EXPORT(two_gates_backward)
 EXPORT(largest)
 EXPORT(stretched)
 EXPORT(stretched_backward)

@@ -45,8 +45,8 @@ ARGUMENTS = {
     "pool_channels_backward": "Wffcjkj>Wcff",
     "dense": "Wffc>W",
     "dense_backward": "WffcW>Wffc",
-    "times_sum": "Wffckk>W",
-    "times_sum_backward": "WffckkW>Wffckk",
+    "two_gates": "Wffck11>W",
+    "two_gates_backward": "Wffck11W>Wffck",
     "largest": "Wff>f",
     "stretched": "Wff11>W",
     "stretched_backward": "Wff11WW>Wfff",
@@ -137,6 +137,21 @@ def laid(x: Tensor, weight: Tensor) -> Tensor:
     return x if same else torch.empty_like(weight).copy_(x)
 
 
+@cache
+def _sizes(filters: int, channels: int, places: int) -> dict[str, tuple[int, ...]]:
+    """How many numbers an argument of each kind has."""
+    kernels, maps = filters * channels, filters * places
+    return {
+        "W": (kernels * places,),
+        "f": (filters,),
+        "c": (kernels,),
+        "m": (kernels, 2 * kernels),
+        "k": (maps,),
+        "j": (2 * maps,),
+        "1": (1,),
+    }
+
+
 def run(
     name: str,
     weight: Tensor,
@@ -153,18 +168,9 @@ def run(
     Raises:
         ValueError: an argument of another size, or a result in another memory format.
     """
-    filters, channels = weight.shape[:2]
     places = weight.shape[2:].numel()
-    kernels, maps = filters * channels, filters * places
-    sizes = {
-        "W": (kernels * places,),
-        "f": (filters,),
-        "c": (kernels,),
-        "m": (kernels, 2 * kernels),
-        "k": (maps,),
-        "j": (2 * maps,),
-        "1": (1,),
-    }
+    shape = *weight.shape[:2], places
+    sizes = _sizes(*shape)
     kinds, given = ARGUMENTS[name], []
     for i, x in enumerate((*reads, None, *writes)):
         kind = kinds[i]
@@ -185,7 +191,7 @@ def run(
     )
     last = places == 1 or not weight.is_contiguous()
     threads = torch.get_num_threads() if weight.numel() >= SMALL else 1
-    _function(name, weight.dtype)(last, threads, filters, channels, places, pointers)
+    _function(name, weight.dtype)(last, threads, *shape, pointers)
 
 
 if __name__ == "__main__":

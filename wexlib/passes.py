@@ -321,9 +321,10 @@ class Dense(Pass):
         return d_weight, d_centre, d_scale, d_gate
 
 
-class TimesSum(Pass):
-    """(W − centre) ⊙ scale ⊙ (q + a ⊙ p): centre and scale (N, 1), or both None for 0 and 1; a
-    (N, C); p and q (N, 1, *space)."""
+class TwoGates(Pass):
+    """(W − centre) ⊙ scale ⊙ m, m = a ⊙ b, or with ``skips`` (1 + a) ⊙ (1 + b) + a, blended with 1
+    by ``strength``, 0 for 1; centre and scale (N, 1), or both None for 0 and 1; a (N, C); b (N, 1,
+    *space)."""
 
     @staticmethod
     def forward(
@@ -331,37 +332,45 @@ class TimesSum(Pass):
         centre: Tensor | None,
         scale: Tensor | None,
         a: Tensor,
-        p: Tensor,
-        q: Tensor,
+        b: Tensor,
+        strength: Tensor,
+        skips: bool,
     ) -> Tensor:
-        if not _loop(weight, centre, scale, a, p, q):
-            return _affine(weight, centre, scale) * (q + _space(a, weight) * p)
+        given = weight, centre, scale, a, b, strength
+        if not _loop(*given):
+            a = _space(a, weight)
+            m = (1 + a) * (1 + b) + a if skips else a * b
+            return _affine(weight, centre, scale) * (1 - strength + strength * m)
         result = torch.empty_like(weight)
-        fused.run("times_sum", weight, (weight, centre, scale, a, p, q), (result,))
+        fused.run("two_gates", weight, (*given, strength if skips else None), (result,))
         return result
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
+        *given, ctx.skips = inputs
+        ctx.save_for_backward(*given)
 
     @staticmethod
     def backward(ctx, gradient):
-        weight, centre, scale, a, p, q = ctx.saved_tensors
+        weight, centre, scale, a, b, strength = ctx.saved_tensors
         if _loop(*ctx.saved_tensors, gradient):
-            d_inputs = torch.empty_like(weight), *map(_unfilled, (centre, scale, a, p, q))
-            fused.run("times_sum_backward", weight, (*ctx.saved_tensors, gradient), d_inputs)
-            return d_inputs
-        d_weight = gradient * (q + _space(a, weight) * p)
-        d_slope = _affine(weight, centre, scale) * gradient
-        d_a = _sum_space(d_slope * p)
-        d_p = (d_slope * _space(a, weight)).sum(1, keepdim=True)
-        d_q = d_slope.sum(1, keepdim=True)
+            d_inputs = torch.empty_like(weight), *map(_unfilled, (centre, scale, a, b))
+            reads = *ctx.saved_tensors, strength if ctx.skips else None, gradient
+            fused.run("two_gates_backward", weight, reads, d_inputs)
+            return *d_inputs, None, None
+        a = _space(a, weight)
+        m = (1 + a) * (1 + b) + a if ctx.skips else a * b
+        m = 1 - strength + strength * m
+        d_weight = gradient * m
+        d_m = _affine(weight, centre, scale) * gradient * strength
+        d_a = _sum_space(d_m * (2 + b if ctx.skips else b))
+        d_b = (d_m * (1 + a if ctx.skips else a)).sum(1, keepdim=True)
         if scale is None:
-            return d_weight, None, None, d_a, d_p, d_q
-        d_scale = (d_p * p + d_q * q).sum(_filter(weight))[:, None] / scale
+            return d_weight, None, None, d_a, d_b, None, None
+        axes = _filter(weight)
+        d_scale = (_affine(weight, centre, None) * d_weight).sum(axes)[:, None]
         d_weight = d_weight * _space(scale, weight)
-        d_centre = -d_weight.sum(_filter(weight))[:, None]
-        return d_weight, d_centre, d_scale, d_a, d_p, d_q
+        return d_weight, -d_weight.sum(axes)[:, None], d_scale, d_a, d_b, None, None
 
 
 def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
