@@ -31,6 +31,18 @@ def loops(monkeypatch):
     return ran
 
 
+@pytest.fixture
+def by_operations(monkeypatch):
+    """Calls a function where there is no library."""
+
+    def call(function, *arguments):
+        with monkeypatch.context() as without:
+            without.setattr(fused, "library", lambda: None)
+            return function(*arguments)
+
+    return call
+
+
 def found(module, weight, upstream):
     out = module(weight)
     return out, *torch.autograd.grad(out, [weight, *module.parameters()], upstream)
@@ -40,7 +52,7 @@ def found(module, weight, upstream):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES + WIDE + NARROW, ids=str)
 @pytest.mark.parametrize("recipe", CHAINS + MORE, ids=lambda recipe: str(chain(recipe)))
-def test_a_loop_gives_what_the_operations_give(recipe, shape, dtype, loops, monkeypatch):
+def test_a_loop_gives_what_the_operations_give(recipe, shape, dtype, loops, by_operations):
     for weight in weights(shape):
         weight = (weight + 0.1).to(dtype).requires_grad_()
         module = chain(recipe).build(weight, generator=torch.Generator().manual_seed(1))
@@ -48,11 +60,9 @@ def test_a_loop_gives_what_the_operations_give(recipe, shape, dtype, loops, monk
         loops.clear()
         fast = found(module, weight, upstream)
         assert any(name.endswith("_backward") for name in loops)
-        with monkeypatch.context() as without:
-            without.setattr(fused, "library", lambda: None)
-            count = len(loops)
-            slow = found(module, weight, upstream)
-            assert len(loops) == count
+        count = len(loops)
+        slow = by_operations(found, module, weight, upstream)
+        assert len(loops) == count
         for one, other in zip(fast, slow, strict=True):
             within = 1e-12 if dtype == torch.float64 else 1e-4
             torch.testing.assert_close(
@@ -63,15 +73,13 @@ def test_a_loop_gives_what_the_operations_give(recipe, shape, dtype, loops, monk
 
 @compiled
 @pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
-def test_a_constant_filter_gets_the_gradient_that_the_operations_give(recipe, monkeypatch):
+def test_a_constant_filter_gets_the_gradient_that_the_operations_give(recipe, by_operations):
     for weight in weights((4, 32, 3, 3)):
         weight = torch.full_like(weight, 0.25).requires_grad_()
         module = chain(recipe).build(weight, generator=torch.Generator().manual_seed(1))
         upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
         fast = found(module, weight, upstream)
-        with monkeypatch.context() as without:
-            without.setattr(fused, "library", lambda: None)
-            slow = found(module, weight, upstream)
+        slow = by_operations(found, module, weight, upstream)
         for one, other in zip(fast, slow, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
@@ -131,7 +139,7 @@ def test_weights_that_no_loop_fits(change, recipe):
 
 @compiled
 @pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
-def test_a_number_that_is_none_spreads_as_by_the_operations(recipe, monkeypatch):
+def test_a_number_that_is_none_spreads_as_by_the_operations(recipe, by_operations):
     for weight in weights((8, 32, 3, 3)):
         weight[3, 5, 1, 2] = float("nan")
         weight.requires_grad_()
@@ -142,11 +150,7 @@ def test_a_number_that_is_none_spreads_as_by_the_operations(recipe, monkeypatch)
             pooled = x.mean_max_space(), x.pool_channels(weight.new_ones(8, 32))
             return *pooled, out, *torch.autograd.grad(out.sum(), weight)
 
-        fast = seen()
-        with monkeypatch.context() as without:
-            without.setattr(fused, "library", lambda: None)
-            slow = seen()
-        for one, other in zip(fast, slow, strict=True):
+        for one, other in zip(seen(), by_operations(seen), strict=True):
             assert torch.equal(one.isnan(), other.isnan()) and one.isnan().any()
 
 
