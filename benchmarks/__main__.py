@@ -9,6 +9,7 @@ import torch
 from benchmarks import cases, whole_run
 from benchmarks.measure import machine
 from benchmarks.report import write_report
+from wexlib import memory
 from wexlib.files import root, write
 
 #: One CSV each. Times on the CPU, and on a GPU too where there is one; those in ONCE once.
@@ -20,6 +21,7 @@ PARTS = {
     "memory": cases.memory,
     "cost": cases.cost,
     "recipe": cases.recipe,
+    "allocator": whole_run.allocator,
     "loader": whole_run.loader,
     "epoch": whole_run.epoch,
     "start": whole_run.start,
@@ -38,6 +40,7 @@ def main() -> None:
         parser.error(f"no part {', '.join(sorted(unknown))}: choose of {', '.join(PARTS)}")
     if options.quick:
         torch.set_num_threads(1)  # of no use to so small a network
+    memory.keep_freed()  # as a run does
     size = cases.QUICK if options.quick else cases.FULL
     out = options.out or root() / ("build" if options.quick else "results") / "benchmarks"
     gpu = torch.cuda.is_available()
@@ -51,6 +54,8 @@ def main() -> None:
                 continue
             print(f"{name} on {device.type}", flush=True)
             rows += [row | machine(device) for row in PARTS[name](size, device)]
+        if not rows:
+            continue
         frame = pd.DataFrame(rows)
         write(
             out / f"{name}.csv",

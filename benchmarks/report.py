@@ -82,6 +82,12 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
         shown["Where an epoch's time goes, shares in percent"] = wide.assign(**times).reset_index()
     for name, title, key, value in (
         ("recipe", "Choices of a recipe, plain training step, ms", ["device", "choice"], "ms"),
+        (
+            "allocator",
+            "Memory that is freed, plain training step, ms",
+            ["device", "batch", "memory_format", "freed", "pages"],
+            "ms",
+        ),
         ("loader", "Loaders, images a second", ["device", "loader"], "images_per_s"),
         ("start", "Start of a process, seconds", ["what"], "s"),
         ("compile", "Compiled training step, ms", ["device", "batch", "method", "form"], "ms"),

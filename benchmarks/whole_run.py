@@ -1,5 +1,6 @@
 """What is measured of a whole run: the loader, the parts of an epoch, the start of a stage."""
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,18 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import wexlib
-from benchmarks.cases import FULL, METHODS, Size, excitation_of, network, optimizer_of
+from benchmarks.cases import (
+    FULL,
+    METHODS,
+    Size,
+    excitation_of,
+    images,
+    network,
+    optimizer_of,
+    training,
+)
 from benchmarks.measure import interleaved, multiplications, quartiles
+from wexlib import memory
 from wexlib.data import Data, Loader
 from wexlib.files import root
 from wexlib.train import evaluate
@@ -84,8 +95,8 @@ def loader(size: Size, device: torch.device) -> list[dict]:
     }
 
     def read(batches):
-        for images, labels in batches:
-            images.to(device), labels.to(device)
+        for pictures, labels in batches:
+            pictures.to(device), labels.to(device)
 
     cases = {name: lambda batches=batches: read(batches) for name, batches in loaders.items()}
     rounds = min(size.rounds, 5)  # a round is an epoch
@@ -182,6 +193,42 @@ def _epoch(
         with timed("evaluation"):
             evaluate(model, splits["test"], {"precision": "float32"})
     return dict(seconds)
+
+
+def allocator(size: Size, device: torch.device) -> list[dict]:
+    """A plain training step while freed memory is kept, as a run does, and while glibc hands it
+    back; ``pages`` is how many a step gets from the system."""
+    option = memory.mallopt()
+    if device.type == "cuda" or not option:
+        return []
+
+    def hand_back():  # glibc's thresholds grow by themselves, and end at these
+        option(memory.MMAP_MAX, 65536)
+        option(memory.MMAP_THRESHOLD, 32 * 2**20)
+        option(memory.TRIM_THRESHOLD, 64 * 2**20)
+
+    batch, rows = max(s.batch for s in size.cpu), []
+    for last in (False, True):
+        step = training(network(size, device, last=last), images(batch, device, last))
+        seconds, pages = defaultdict(list), defaultdict(list)
+        for _ in range(min(size.rounds, 9)):
+            for name, set_up in (("handed back", hand_back), ("kept", memory.keep_freed)):
+                set_up()
+                step()
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                began = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - began)
+                pages[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        for name, times in seconds.items():
+            rows.append(
+                {"device": device.type, "batch": batch}
+                | {"memory_format": "channels_last" if last else "contiguous", "freed": name}
+                | quartiles(1000 * np.array(times), "ms")
+                | quartiles(np.array(times) / seconds["handed back"], "ratio")
+                | {"pages": int(np.median(pages[name])), "rounds": len(times)}
+            )
+    return rows
 
 
 STARTS = {

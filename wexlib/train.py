@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wexlib import models
+from wexlib import memory, models
 from wexlib.attach import average, excite, precompute, resume
 from wexlib.attention import ATTENTIONS, SE
 from wexlib.data import Data, Loader
@@ -206,6 +206,7 @@ def start(plan: dict, data: Data, seed: int, saved: Path | None = None) -> Run:
     on = device()
     if on.type == "cpu":
         torch.set_num_threads(plan["threads"])  # sums depend on it in their last bits
+        memory.keep_freed()
     state = None
     if saved and saved.is_file():
         state = torch.load(saved, weights_only=True, map_location="cpu")

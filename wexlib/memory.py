@@ -1,0 +1,27 @@
+"""What a process does with the memory that it frees, where its C library is glibc.
+
+A training step frees what the next one asks for again. Glibc hands blocks above 32 MiB back to the
+system, and the end of its heap too, and the system gives them out anew page by page, filled with
+zeros: at larger batches on a CPU that takes a good part of a step. See ``python -m benchmarks
+allocator``.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable
+
+#: Numbers of malloc.h: how many free bytes at the end are handed back, from how many bytes on a
+#: block lies apart, and how many blocks may.
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+
+
+def mallopt() -> Callable[[int, int], int] | None:
+    """Glibc's function of that name, or None where there is another C library."""
+    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+
+
+def keep_freed() -> None:
+    """Let this process keep what it frees, for itself; elsewhere nothing is changed."""
+    if option := mallopt():
+        option(TRIM_THRESHOLD, -1)
+        option(MMAP_MAX, 0)
