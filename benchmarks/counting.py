@@ -20,8 +20,6 @@ LIKE |= {ATEN.ones_like.default, ATEN.zeros_like.default, ATEN.full_like.default
 #: These touch their first argument only where their other arguments say.
 SPARSE = {ATEN.scatter_add_.default, ATEN.index_add_.default, ATEN.scatter_.src}
 SPARSE |= {ATEN.index_select.default, ATEN.gather.default}
-#: The compiled loops that add to the first tensor that they write.
-ADDING = {"pool_space_backward", "standardized_backward", "pool_channels_backward"}
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -52,7 +50,7 @@ class Traffic(TorchDispatchMode):
 
     def _loop(self, name: str, weight: Tensor, reads: tuple, writes: tuple) -> None:
         self.bytes += sum(_bytes(t) for t in (*reads, *writes) if t is not None)
-        self.bytes += _bytes(writes[0]) if name in ADDING else 0
+        self.bytes += _bytes(writes[0]) if "+" in fused.ARGUMENTS[name] else 0
         self._run(name, weight, reads, writes)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -260,18 +260,8 @@ class SE(Attention):
     def nets(self, channels, kernel, *, groups=1, published=False):
         return self._mlp_nets(channels, groups)
 
-    def _channel(self, nets: nn.Module, x: Tensor | Affine) -> Tensor:
-        """(N, C)."""
-        return ACTIVATIONS[self.gate](self._mlp(nets, mean_space(x)))
-
     def maps(self, nets, x, *, skips=False):
-        return (like(self._channel(nets, x), x),)
-
-    def attend(self, nets, x, strength, *, skips=False):
-        if not self.pools:
-            return super().attend(nets, x, strength, skips=skips)
-        gate = self._channel(nets, x)
-        return x.blend(1 + gate if skips else gate, strength)
+        return (like(ACTIVATIONS[self.gate](self._mlp(nets, mean_space(x))), x),)
 
 
 @dataclass(frozen=True)

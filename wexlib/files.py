@@ -1,7 +1,7 @@
 """Where the project is, and files that are never half-written."""
 
 import json
-import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     """Let ``save`` write a temporary file, then rename it to ``path``: a reader sees old or new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         save(temporary)
         temporary.replace(path)

@@ -56,17 +56,14 @@ struct Filter {
   template <class F>
   void each(F f) const {
     if constexpr (last) {
-      for (Index k = 0; k < s.K; k++) {
-#pragma omp simd
-        for (Index c = 0; c < s.C; c++) f(k * s.C + c, c, k);
-      }
+      by_place(f);
     } else {
       for (Index c = 0; c < s.C; c++)
         for (Index k = 0; k < s.K; k++) f(c * s.K + k, c, k);
     }
   }
 
-  // The same place by place, channels side by side even where they do not lie so.
+  // The same, channels side by side even where they do not lie so.
   template <class F>
   void by_place(F f) const {
     for (Index k = 0; k < s.K; k++) {
@@ -147,7 +144,7 @@ T blend(T start, T end, T strength) {  // for 0 and 1 one of them to the last bi
 // artanh(u) = artanh(t) + ½·ln(s) with t = ((1 + u) − s·(1 − u)) / ((1 + u) + s·(1 − u)), for |u| < 1.
 // With s = 1 up to |u| = 1/3 and the next power of two beyond, |t| ≤ 1/3, and the series is short. So
 // a loop over it runs in vectors, as one that calls the library does not.
-inline float artanh(float u) {
+inline float artanh_of(float u) {
   const float v = std::abs(u), b = 1.5f * (1 - v);
   std::int32_t bits;
   std::memcpy(&bits, &b, sizeof b);
@@ -161,7 +158,7 @@ inline float artanh(float u) {
   for (int n = 13; n > 0; n -= 2) series = series * x + 1.f / n;
   return std::copysign(t * series + 0.34657359f * e, u);
 }
-inline double artanh(double u) { return std::atanh(u); }
+inline double artanh_of(double u) { return std::atanh(u); }
 
 // The largest number of every channel, and its place.
 template <class T, bool last>
@@ -353,16 +350,27 @@ void dense_backward(Filter<T, last> f) {
   f.set(7, d_scale);
 }
 
+// What a number is multiplied with, 1 − s + s·m, where m = a·b, or with skips (1 + a)·(1 + b) + a.
+// With A = a, B = b, or A = 1 + a, B = 2 + b, m is A·B, or A·B − 1.
+template <class T>
+struct Multiplier {
+  T skip, strength, rest;
+  Multiplier(const T* strength, const T* skips)
+      : skip(skips ? 1 : 0), strength(*strength), rest(1 - *strength - *strength * skip) {}
+  T A(T a) const { return skip + a; }
+  T B(T b) const { return 2 * skip + b; }
+  T operator()(T A, T B) const { return A * B * strength + rest; }
+};
+
 // weight, centre, scale (N), a (N, C), b (N, K), strength (1), and this again with skips; result
 template <class T, bool last>
 void two_gates(Filter<T, last> f) {
   const T *w = f.numbers(0), *a = f.channels(3), *b = f.places(4);
-  const T centre = f.one(1, 0), scale = f.one(2, 1), strength = *f.arguments[5];
-  const T skip = f.arguments[6] ? 1 : 0;
+  const T centre = f.one(1, 0), scale = f.one(2, 1);
+  const Multiplier<T> m(f.arguments[5], f.arguments[6]);
   T* y = f.numbers(7);
   f.each([=](Index i, Index c, Index k) {
-    const T m = (skip + a[c]) * (skip + b[k]) + skip * a[c];
-    y[i] = (w[i] - centre) * scale * blend(T(1), m, strength);
+    y[i] = (w[i] - centre) * scale * m(m.A(a[c]), m.B(b[k]));
   });
 }
 
@@ -370,18 +378,19 @@ void two_gates(Filter<T, last> f) {
 // d_weight, d_centre, d_scale (N), d_a (N, C), d_b (N, K)
 template <class T, bool last>
 void two_gates_backward(Filter<T, last> f) {
-  const T *w = f.numbers(0), *a = f.channels(3), *b = f.places(4);
-  const T centre = f.one(1, 0), scale = f.one(2, 1), strength = *f.arguments[5];
-  const T skip = f.arguments[6] ? 1 : 0, *g = f.numbers(7);
+  const T *w = f.numbers(0), *a = f.channels(3), *b = f.places(4), *g = f.numbers(7);
+  const T centre = f.one(1, 0), scale = f.one(2, 1);
+  const Multiplier<T> m(f.arguments[5], f.arguments[6]);
   T *d_weight = f.numbers(8), *d_a = f.channels(11), *d_b = f.places(12);
   const auto [sum, by_x] = f.sum_both(d_a, d_b, [=](Index i, Index c, Index k) {
-    const T m = (skip + a[c]) * (skip + b[k]) + skip * a[c];
-    const T x = w[i] - centre, d_x = g[i] * blend(T(1), m, strength), d_m = x * g[i];
+    const T A = m.A(a[c]), B = m.B(b[k]);
+    const T x = w[i] - centre, d_x = g[i] * m(A, B), d_m = x * g[i];
     d_weight[i] = d_x * scale;
-    return Four<T>{d_m * (skip + b[k] + skip), d_m * (skip + a[c]), d_x, d_x * x};
+    return Four<T>{d_m * B, d_m * A, d_x, d_x * x};
   });
-  for (Index c = 0; c < f.s.C; c++) d_a[c] *= scale * strength;
-  for (Index k = 0; k < f.s.K; k++) d_b[k] *= scale * strength;
+  const T factor = scale * m.strength;
+  for (Index c = 0; c < f.s.C; c++) d_a[c] *= factor;
+  for (Index k = 0; k < f.s.K; k++) d_b[k] *= factor;
   f.set(9, -sum * scale);
   f.set(10, by_x);
 }
@@ -404,7 +413,7 @@ void largest(Filter<T, last> f) {
 
 // weight, centre, scale (N), M and strength (1), result
 template <class T, bool last>
-void stretched(Filter<T, last> f) {
+void artanh(Filter<T, last> f) {
   const T* w = f.numbers(0);
   const T centre = f.one(1, 0), scale = f.one(2, 1), m = *f.arguments[3];
   const T strength = *f.arguments[4];
@@ -413,14 +422,14 @@ void stretched(Filter<T, last> f) {
 #pragma omp simd
   for (Index i = 0; i < f.s.size(); i++) {
     const T x = w[i] - centre;
-    y[i] = blend(x * scale, m * artanh(x * over), strength);
+    y[i] = blend(x * scale, m * artanh_of(x * over), strength);
   }
 }
 
 // weight, centre, scale (N), M and strength (1), result, gradient, d_weight,
 // d_centre, d_scale, and M·d_M but for what comes through the result (N)
 template <class T, bool last>
-void stretched_backward(Filter<T, last> f) {
+void artanh_backward(Filter<T, last> f) {
   const T *w = f.numbers(0), *y = f.numbers(5), *g = f.numbers(6);
   const T centre = f.one(1, 0), scale = f.one(2, 1), m = *f.arguments[3];
   const T strength = *f.arguments[4];
@@ -468,5 +477,5 @@ EXPORT(dense_backward)
 EXPORT(two_gates)
 EXPORT(two_gates_backward)
 EXPORT(largest)
-EXPORT(stretched)
-EXPORT(stretched_backward)
+EXPORT(artanh)
+EXPORT(artanh_backward)

@@ -14,12 +14,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from wexlib.files import write
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 #: Without them a call of the library or a division that might raise a signal keeps a loop from
@@ -33,23 +34,23 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 #: Weights of fewer numbers are not worth a second thread.
 SMALL = 2**14
 
-#: What each loop reads, and after > what it writes, or adds to (a gradient). W is as large as the
-#: weight (N, C, K places); f has a number for a filter, N; c for a kernel, N·C; m one or two of
-#: these; k for a place, N·K; j two of these; 1 is one number.
+#: What each loop reads, and after > what it writes; after + it adds to the first of these, a
+#: gradient. W is as large as the weight (N, C, K places); f has a number for a filter, N; c for a
+#: kernel, N·C; m one or two of these; k for a place, N·K; j two of these; 1 is one number.
 ARGUMENTS = {
     "pool_space": "W>mc",
-    "pool_space_backward": "mc>W",
+    "pool_space_backward": "mc+W",
     "standardized": "W>fffmc",
-    "standardized_backward": "Wfffmfffmc>W",
+    "standardized_backward": "Wfffmfffmc+W",
     "pool_channels": "Wffc>jk",
-    "pool_channels_backward": "Wffcjkj>Wcff",
+    "pool_channels_backward": "Wffcjkj+Wcff",
     "dense": "Wffc>W",
     "dense_backward": "WffcW>Wffc",
     "two_gates": "Wffck11>W",
     "two_gates_backward": "Wffck11W>Wffck",
     "largest": "Wff>f",
-    "stretched": "Wff11>W",
-    "stretched_backward": "Wff11WW>Wfff",
+    "artanh": "Wff11>W",
+    "artanh_backward": "Wff11WW>Wfff",
 }
 
 
@@ -78,16 +79,17 @@ def load() -> ctypes.CDLL:
             f"no C++ compiler {command[0]}: install one (Debian and Ubuntu: apt install g++), or "
             "name it by the variable CXX"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        target = Path(temporary) / path.name
-        for openmp in OPENMP:
-            words = [*command, *FLAGS, openmp, str(SOURCE), "-o", str(target)]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode == 0:
-                ctypes.CDLL(str(target))
-                target.replace(path)
-                return ctypes.CDLL(str(path))
+    write(path, lambda target: _compile(command, target))
+    return ctypes.CDLL(str(path))
+
+
+def _compile(command: list[str], target: Path) -> None:
+    for openmp in OPENMP:
+        words = [*command, *FLAGS, openmp, str(SOURCE), "-o", str(target)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode == 0:
+            ctypes.CDLL(str(target))
+            return
     raise RuntimeError(f"{shlex.join(words)} failed:\n{done.stderr.strip()}")
 
 
@@ -175,7 +177,7 @@ def run(
     for i, x in enumerate((*reads, None, *writes)):
         kind = kinds[i]
         if x is None:
-            if kind != ">":
+            if kind not in ">+":
                 given.append(None)
             continue
         ordered = laid(x, weight) if kind == "W" else x.contiguous()

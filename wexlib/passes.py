@@ -97,6 +97,11 @@ def _affine(x: Tensor, centre: Tensor | None, scale: Tensor | None) -> Tensor:
     return x if scale is None else x * _space(scale, x)
 
 
+def _slope(scale: Tensor | None, gate: Tensor | None) -> Tensor | None:
+    """scale ⊙ gate, where None is 1."""
+    return gate if scale is None else scale if gate is None else scale * gate
+
+
 def _alone(weight: Tensor) -> Tensor:
     """(N, 1), to be filled."""
     return weight.new_empty(len(weight), 1)
@@ -293,8 +298,7 @@ class Dense(Pass):
         weight: Tensor, centre: Tensor | None, scale: Tensor | None, gate: Tensor | None
     ) -> Tensor:
         if not _loop(weight, centre, scale, gate):
-            slope = gate if scale is None else scale if gate is None else scale * gate
-            return _affine(weight, centre, slope)
+            return _affine(weight, centre, _slope(scale, gate))
         result = torch.empty_like(weight)
         fused.run("dense", weight, (weight, centre, scale, gate), (result,))
         return result
@@ -310,8 +314,7 @@ class Dense(Pass):
             d_inputs = torch.empty_like(weight), *map(_unfilled, (centre, scale, gate))
             fused.run("dense_backward", weight, (*ctx.saved_tensors, gradient), d_inputs)
             return d_inputs
-        slope = gate if scale is None else scale if gate is None else scale * gate
-        d_weight = gradient * _space(slope, weight)
+        d_weight = gradient * _space(_slope(scale, gate), weight)
         d_slope = _sum_space(_affine(weight, centre, None) * gradient)
         d_gate = None if gate is None else d_slope if scale is None else d_slope * scale
         if scale is None:
@@ -319,6 +322,12 @@ class Dense(Pass):
         d_centre = -d_weight.sum(_filter(weight))[:, None]
         d_scale = (d_slope if gate is None else d_slope * gate).sum(1, keepdim=True)
         return d_weight, d_centre, d_scale, d_gate
+
+
+def _multiplier(a: Tensor, b: Tensor, strength: Tensor, skips: bool) -> Tensor:
+    """m of :class:`TwoGates`, blended."""
+    m = (1 + a) * (1 + b) + a if skips else a * b
+    return 1 - strength + strength * m
 
 
 class TwoGates(Pass):
@@ -338,9 +347,8 @@ class TwoGates(Pass):
     ) -> Tensor:
         given = weight, centre, scale, a, b, strength
         if not _loop(*given):
-            a = _space(a, weight)
-            m = (1 + a) * (1 + b) + a if skips else a * b
-            return _affine(weight, centre, scale) * (1 - strength + strength * m)
+            m = _multiplier(_space(a, weight), b, strength, skips)
+            return _affine(weight, centre, scale) * m
         result = torch.empty_like(weight)
         fused.run("two_gates", weight, (*given, strength if skips else None), (result,))
         return result
@@ -359,9 +367,7 @@ class TwoGates(Pass):
             fused.run("two_gates_backward", weight, reads, d_inputs)
             return *d_inputs, None, None
         a = _space(a, weight)
-        m = (1 + a) * (1 + b) + a if ctx.skips else a * b
-        m = 1 - strength + strength * m
-        d_weight = gradient * m
+        d_weight = gradient * _multiplier(a, b, strength, ctx.skips)
         d_m = _affine(weight, centre, scale) * gradient * strength
         d_a = _sum_space(d_m * (2 + b if ctx.skips else b))
         d_b = (d_m * (1 + a if ctx.skips else a)).sum(1, keepdim=True)
@@ -373,10 +379,10 @@ class TwoGates(Pass):
         return d_weight, -d_weight.sum(axes)[:, None], d_scale, d_a, d_b, None, None
 
 
-def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None):
+def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None, loop: bool):
     """Of x = (W − centre) ⊙ scale, each (N, 1) or None, max|x| as (1,), not below ``SMALLEST``;
     of the largest x its filter, (1,), and its sign at its place in that filter, (1, C, *space)."""
-    if _loop(weight, centre, scale):
+    if loop:
         each = _alone(weight)
         fused.run("largest", weight, (weight, centre, scale), (each,))
     else:
@@ -402,7 +408,7 @@ class Largest(Pass):
 
     @staticmethod
     def forward(x: Tensor):
-        return x.view_as(x), *_largest(x, None, None)
+        return x.view_as(x), *_largest(x, None, None, _loop(x))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -424,11 +430,12 @@ class Artanh(Pass):
     def forward(
         weight: Tensor, centre: Tensor | None, scale: Tensor | None, strength: Tensor, eps: float
     ):
-        maximum, filter_, signs = _largest(weight, centre, scale)
+        loop = _loop(weight, centre, scale, strength)
+        maximum, filter_, signs = _largest(weight, centre, scale, loop)
         m = (1 + eps) * maximum
-        if _loop(weight, centre, scale, strength, m):
+        if loop:
             result = torch.empty_like(weight)
-            fused.run("stretched", weight, (weight, centre, scale, m, strength), (result,))
+            fused.run("artanh", weight, (weight, centre, scale, m, strength), (result,))
         else:
             x = _affine(weight, centre, scale)
             result = torch.lerp(x, m * torch.atanh(x / m), strength)
@@ -447,7 +454,7 @@ class Artanh(Pass):
             d_weight = torch.empty_like(weight)
             d_centre, d_scale, rest = (_alone(weight) for _ in range(3))
             reads = weight, centre, scale, m, strength, y, gradient
-            fused.run("stretched_backward", weight, reads, (d_weight, d_centre, d_scale, rest))
+            fused.run("artanh_backward", weight, reads, (d_weight, d_centre, d_scale, rest))
         else:
             axes = _filter(weight)
             x = _affine(weight, centre, scale)
