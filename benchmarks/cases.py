@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import wexlib
 from benchmarks import naive
 from benchmarks.counting import Held, Traffic
-from benchmarks.measure import bandwidth, compared, interleaved, interleaved_anew, quartiles
+from benchmarks.measure import bandwidth, compared, interleaved, quartiles
 from wexlib import CBAM, SE, Location, Magnitude, Standardize, models
 from wexlib.attach import excited
 from wexlib.recipe import chain
@@ -189,10 +189,6 @@ def _rows(times: dict, **common) -> list[dict]:
     return [common | {"method": name, "form": form} | row for (name, form), row in rows.items()]
 
 
-def _then(make: Callable, use: Callable) -> Callable:
-    return lambda: use(make())
-
-
 # --- One function a CSV --------------------------------------------------------------------------
 
 
@@ -201,13 +197,9 @@ def train(size: Size, device: torch.device) -> list[dict]:
     rows = []
     for batch, last, bf16, with_naive in settings(size, device):
         x = images(batch, device, last)
-        forms = _forms("ours", *[LAYER_BY_LAYER, "naive"] * with_naive)
-        makers = {
-            (name, form): _then(
-                partial(network, size, device, change, last),
-                partial(training, x=x, bf16=bf16, first=form != LAYER_BY_LAYER),
-            )
-            for (name, form), change in forms.items()
+        cases = {
+            key: training(network(size, device, change, last), x, bf16, key[1] != LAYER_BY_LAYER)
+            for key, change in _forms("ours", *[LAYER_BY_LAYER, "naive"] * with_naive).items()
         }
         common = {
             "device": device.type,
@@ -215,7 +207,7 @@ def train(size: Size, device: torch.device) -> list[dict]:
             "memory_format": "channels_last" if last else "contiguous",
             "precision": "bf16" if bf16 else "float32",
         }
-        for row in _rows(interleaved_anew(makers, size.rounds, device), **common):
+        for row in _rows(interleaved(cases, size.rounds, device), **common):
             bar = None
             if row["form"] == "ours" and device.type == "cpu" and not bf16:
                 bar = CPU_BARS[row["method"]].get(batch)
@@ -255,11 +247,11 @@ def infer(size: Size, device: torch.device) -> list[dict]:
         # Excited anew is what folding saves: at the largest batch it is not measured again.
         again = ("ours", "naive") if batch != max(size.inference) else ()
         x = images(batch, device, False)
-        makers = {
-            key: _then(partial(network, size, device, change), partial(inference, x=x))
+        cases = {
+            key: inference(network(size, device, change), x)
             for key, change in (_forms(*again) | folded).items()
         }
-        times = interleaved_anew(makers, size.rounds, device)
+        times = interleaved(cases, size.rounds, device)
         rows += _rows(times, device=device.type, batch=batch)
     return rows
 

@@ -13,8 +13,6 @@ import torch
 
 #: A measurement lasts this many seconds at least: shorter cases are called several times.
 LEAST = 0.02
-#: How often networks are made anew in the course of a measurement.
-TIMES = 5
 
 
 def interleaved(
@@ -36,23 +34,6 @@ def interleaved(
         for name in order:
             times[name][i] = _milliseconds(cases[name], calls[name], device)
     return times
-
-
-def interleaved_anew(
-    makers: Mapping[Hashable, Callable[[], Callable[[], object]]],
-    rounds: int,
-    device: torch.device,
-) -> dict[Hashable, np.ndarray]:
-    """As :func:`interleaved`, in ``TIMES`` parts, each with cases that ``makers`` make anew.
-
-    Where a network's memory lies is chance, and makes it a few percent faster or slower for as long
-    as it lives. So the order in which they are made is drawn anew too.
-    """
-    order, shuffled, parts = list(makers), random.Random(0), []
-    for part in np.array_split(np.empty(rounds), min(TIMES, rounds)):
-        shuffled.shuffle(order)
-        parts.append(interleaved({name: makers[name]() for name in order}, len(part), device))
-    return {name: np.concatenate([part[name] for part in parts]) for name in makers}
 
 
 def _milliseconds(case: Callable[[], object], calls: int, device: torch.device) -> float:
