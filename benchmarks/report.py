@@ -84,8 +84,8 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
         ("recipe", "Choices of a recipe, plain training step, ms", ["device", "choice"], "ms"),
         (
             "allocator",
-            "Memory that is freed, plain training step, ms",
-            ["device", "batch", "memory_format", "freed", "pages"],
+            "Memory that is freed, training step, ms",
+            ["device", "method", "batch", "memory_format", "freed", "pages"],
             "ms",
         ),
         ("loader", "Loaders, images a second", ["device", "loader"], "images_per_s"),

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from benchmarks.measure import interleaved, multiplications, quartiles
 from wexlib import memory
 from wexlib.data import Data, Loader
 from wexlib.files import root
+from wexlib.related import DynamicConv2d, replace
 from wexlib.train import evaluate
 
 MEAN, SD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -196,8 +198,8 @@ def _epoch(
 
 
 def allocator(size: Size, device: torch.device) -> list[dict]:
-    """A plain training step while freed memory is kept, as a run does, and while glibc hands it
-    back; ``pages`` is how many a step gets from the system."""
+    """A training step while freed memory is kept, as a run does, and while glibc hands it back;
+    ``pages`` is how many a step gets from the system."""
     option = memory.mallopt()
     if device.type == "cuda" or not option:
         return []
@@ -207,9 +209,11 @@ def allocator(size: Size, device: torch.device) -> list[dict]:
         option(memory.MMAP_THRESHOLD, 32 * 2**20)
         option(memory.TRIM_THRESHOLD, 64 * 2**20)
 
-    batch, rows = max(s.batch for s in size.cpu), []
-    for last in (False, True):
-        step = training(network(size, device, last=last), images(batch, device, last))
+    most, rows = max(s.batch for s in size.cpu), []
+    models = [("plain", lambda model: model, most, last) for last in (False, True)]
+    models.append(("dynamic convolution", partial(replace, layer=DynamicConv2d), most // 4, False))
+    for method, change, batch, last in models:
+        step = training(network(size, device, change, last), images(batch, device, last))
         seconds, pages = defaultdict(list), defaultdict(list)
         for _ in range(min(size.rounds, 9)):
             for name, set_up in (("handed back", hand_back), ("kept", memory.keep_freed)):
@@ -222,7 +226,7 @@ def allocator(size: Size, device: torch.device) -> list[dict]:
                 pages[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         for name, times in seconds.items():
             rows.append(
-                {"device": device.type, "batch": batch}
+                {"device": device.type, "method": method, "batch": batch}
                 | {"memory_format": "channels_last" if last else "contiguous", "freed": name}
                 | quartiles(1000 * np.array(times), "ms")
                 | quartiles(np.array(times) / seconds["handed back"], "ratio")

@@ -134,8 +134,8 @@ COLUMNS = {
     "inference_high batch",
     "loader": "device loader images_per_s images_per_s_low images_per_s_high batch rounds",
     "recipe": "device batch choice ms ms_low ms_high ratio ratio_low ratio_high rounds",
-    "allocator": "device batch memory_format freed ms ms_low ms_high ratio ratio_low ratio_high "
-    "pages rounds",
+    "allocator": "device method batch memory_format freed ms ms_low ms_high ratio ratio_low "
+    "ratio_high pages rounds",
     "epoch": "device method part seconds share images evaluated batch floor_s rate_gflops",
     "start": "what s s_low s_high rounds",
 }

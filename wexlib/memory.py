@@ -2,8 +2,8 @@
 
 A training step frees what the next one asks for again. Glibc hands blocks above 32 MiB back to the
 system, and the end of its heap too, and the system gives them out anew page by page, filled with
-zeros: at larger batches on a CPU that takes a good part of a step. See ``python -m benchmarks
-allocator``.
+zeros. On a CPU that takes some percent of a step at larger batches, and half of it where each image
+has weights of its own: ``python -m benchmarks allocator``.
 """
 
 import ctypes
