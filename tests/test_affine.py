@@ -79,6 +79,19 @@ def test_of_equal_maxima_the_first_gets_the_gradient(shape, dtype):
         assert torch.equal(gradient.float().flatten(2), wanted)
 
 
+def test_below_the_smallest_m_it_is_a_constant():
+    """Against y = M·artanh(x / M), whose slope is 1 / (1 − (x / M)²)."""
+    for weight in weights((4, 3, 2, 2)):
+        weight = weight.double()
+        weight = (weight / weight.abs().max() * 2.0**-101).requires_grad_()
+        m = 1.5 * 2.0**-100
+        y = Affine(weight).artanh(0.5, weight.new_ones(()))
+        torch.testing.assert_close(y, m * (weight / m).atanh(), rtol=1e-12, atol=0)
+        (gradient,) = torch.autograd.grad(y.sum(), weight)
+        wanted = 1 / (1 - (weight / m).square())
+        torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e19, 1e30])
 @pytest.mark.parametrize("offset", [0, 1, 50])
 def test_standardized_weights_of_any_size(scale, offset):

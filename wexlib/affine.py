@@ -122,5 +122,5 @@ def largest(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     The authors do not detach it: the gradient reaches the largest weight through M too.
     """
-    x, maximum, *_ = passes.Largest.apply(x)
-    return x, (1 + eps) * maximum.view(())
+    x, m, _ = passes.Largest.apply(x, eps)
+    return x, m.view(())

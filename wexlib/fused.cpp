@@ -128,6 +128,12 @@ struct Filter {
   }
 };
 
+template <class T, bool last>
+void run(void (*pass)(Filter<T, last>), Shape s, int threads, T* const* arguments) {
+#pragma omp parallel for num_threads(threads)
+  for (Index n = 0; n < s.N; n++) pass(Filter<T, last>{s, n, arguments});
+}
+
 template <class T>
 double total(const T* values, Index count) {
   double sum = 0;
@@ -395,9 +401,13 @@ void two_gates_backward(Filter<T, last> f) {
   f.set(10, by_x);
 }
 
-// weight, centre, scale, the largest |x| (N)
+template <class T>
+bool exceeds(T value, T other) {
+  return value > other || (value != value && other == other);
+}
+
 template <class T, bool last>
-void largest(Filter<T, last> f) {
+void largest_of_filter(Filter<T, last> f) {
   const T* w = f.numbers(0);
   const T centre = f.one(1, 0);
   T found = 0;
@@ -408,7 +418,31 @@ void largest(Filter<T, last> f) {
     found = std::max(found, size);
     none = none || size != size;
   }
-  f.set(3, none ? std::numeric_limits<T>::quiet_NaN() : found * f.one(2, 1));
+  f.set(4, none ? std::numeric_limits<T>::quiet_NaN() : found * f.one(2, 1));
+}
+
+// weight, centre, scale (N), 1 + ε (1); each filter's largest |x| (N), M (1), and of the largest of
+// all its filter, its place in there, as (C, K), and its sign (3)
+template <class T, bool last>
+void largest(Shape s, int threads, T* const* arguments) {
+  run(largest_of_filter<T, last>, s, threads, arguments);
+  const T *each = arguments[4], smallest = T(0x1p-100);  // SMALLEST of passes.py
+  Index n = 0;
+  for (Index i = 1; i < s.N; i++)
+    if (exceeds(each[i], each[n])) n = i;
+  const Filter<T, last> f{s, n, arguments};
+  const T *w = f.numbers(0), centre = f.one(1, 0);
+  T x = w[0] - centre;
+  Index place = 0;
+  for (Index c = 0; c < s.C; c++)
+    for (Index k = 0; k < s.K; k++) {
+      const T other = w[f.at(c, k)] - centre;
+      if (exceeds(std::abs(other), std::abs(x))) x = other, place = c * s.K + k;
+    }
+  const bool counts = each[n] >= smallest;
+  *arguments[5] = *arguments[3] * (each[n] < smallest ? smallest : each[n]);
+  T* at = arguments[6];
+  at[0] = T(n), at[1] = T(place), at[2] = counts ? T((x > 0) - (x < 0)) : T(0);
 }
 
 // weight, centre, scale (N), M and strength (1), result
@@ -426,14 +460,12 @@ void artanh(Filter<T, last> f) {
   }
 }
 
-// weight, centre, scale (N), M and strength (1), result, gradient, d_weight,
-// d_centre, d_scale, and M·d_M but for what comes through the result (N)
 template <class T, bool last>
-void artanh_backward(Filter<T, last> f) {
-  const T *w = f.numbers(0), *y = f.numbers(5), *g = f.numbers(6);
+void artanh_backward_of_filter(Filter<T, last> f) {
+  const T *w = f.numbers(0), *y = f.numbers(7), *g = f.numbers(8);
   const T centre = f.one(1, 0), scale = f.one(2, 1), m = *f.arguments[3];
   const T strength = *f.arguments[4];
-  T* d_weight = f.numbers(7);
+  T* d_weight = f.numbers(10);
   double sum = 0, by_x = 0, by_y = 0;
 #pragma omp simd reduction(+ : sum, by_x, by_y)
   for (Index i = 0; i < f.s.size(); i++) {
@@ -444,15 +476,30 @@ void artanh_backward(Filter<T, last> f) {
     by_x += d_x * x;
     by_y += g[i] * y[i];
   }
-  f.set(8, -sum * scale);
-  f.set(9, by_x / scale);
-  f.set(10, by_y - by_x);
+  f.set(11, -sum * scale);
+  f.set(12, by_x / scale);
+  f.set(13, by_y - by_x);
 }
 
+// weight, centre, scale (N), M, strength, 1 + ε (1), the largest number (3), result, gradient, d_M
+// (1); d_weight, d_centre, d_scale (N), and each filter's part of M·d_M through the result (N)
 template <class T, bool last>
-void run(void (*pass)(Filter<T, last>), Shape s, int threads, T* const* arguments) {
-#pragma omp parallel for num_threads(threads)
-  for (Index n = 0; n < s.N; n++) pass(Filter<T, last>{s, n, arguments});
+void artanh_backward(Shape s, int threads, T* const* arguments) {
+  run(artanh_backward_of_filter<T, last>, s, threads, arguments);
+  const T *at = arguments[6], m = *arguments[3], sign = at[2];
+  const double d_m = *arguments[9] + total(arguments[13], s.N) / m;
+  const double d_largest = *arguments[5] * d_m * sign;
+  const Index place = Index(at[1]);
+  const Filter<T, last> f{s, Index(at[0]), arguments};
+  const T scale = f.one(2, 1);
+  f.numbers(10)[f.at(place / s.K, place % s.K)] += T(d_largest * scale);
+  f.set(11, f.one(11, 0) - d_largest * scale);
+  f.set(12, f.one(12, 0) + d_m * m * std::abs(sign) / scale);
+}
+
+template <class T>
+void run(void (*pass)(Shape, int, T* const*), Shape s, int threads, T* const* arguments) {
+  pass(s, threads, arguments);
 }
 
 }  // namespace

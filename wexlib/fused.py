@@ -36,7 +36,7 @@ SMALL = 2**14
 
 #: What each loop reads, and after > what it writes; after + it adds to the first of these, a
 #: gradient. W is as large as the weight (N, C, K places); f has a number for a filter, N; c for a
-#: kernel, N·C; m one or two of these; k for a place, N·K; j two of these; 1 is one number.
+#: kernel, N·C; m one or two of these; k for a place, N·K; j two of these; 1 and 3 are as many.
 ARGUMENTS = {
     "pool_space": "W>mc",
     "pool_space_backward": "mc+W",
@@ -48,9 +48,9 @@ ARGUMENTS = {
     "dense_backward": "WffcW>Wffc",
     "two_gates": "Wffck11>W",
     "two_gates_backward": "Wffck11W>Wffck",
-    "largest": "Wff>f",
+    "largest": "Wff1>f13",
     "artanh": "Wff11>W",
-    "artanh_backward": "Wff11WW>Wfff",
+    "artanh_backward": "Wff1113WW1>Wfff",
 }
 
 
@@ -151,6 +151,7 @@ def _sizes(filters: int, channels: int, places: int) -> dict[str, tuple[int, ...
         "k": (maps,),
         "j": (2 * maps,),
         "1": (1,),
+        "3": (3,),
     }
 
 

@@ -379,103 +379,107 @@ class TwoGates(Pass):
         return d_weight, -d_weight.sum(axes)[:, None], d_scale, d_a, d_b, None, None
 
 
-def _largest(weight: Tensor, centre: Tensor | None, scale: Tensor | None, loop: bool):
-    """Of x = (W − centre) ⊙ scale, each (N, 1) or None, max|x| as (1,), not below ``SMALLEST``;
-    of the largest x its filter, (1,), and its sign at its place in that filter, (1, C, *space)."""
+def _largest(
+    weight: Tensor, centre: Tensor | None, scale: Tensor | None, eps: float, loop: bool
+) -> tuple[Tensor, Tensor]:
+    """Of x = (W − centre) ⊙ scale, each (N, 1) or None, M = (1 + ε)·max|x|, (1,), max|x| not below
+    ``SMALLEST``; and of the largest x its filter, its place in there, and its sign, (3,)."""
     if loop:
-        each = _alone(weight)
-        fused.run("largest", weight, (weight, centre, scale), (each,))
-    else:
-        axes = _filter(weight)
-        high = _affine(weight.amax(axes)[:, None], centre, scale)
-        low = _affine(weight.amin(axes)[:, None], centre, scale)
-        each = torch.maximum(high, -low)
-    maximum, filter_ = each.flatten().max(0, keepdim=True)
+        m, at = weight.new_empty(1), weight.new_empty(3)
+        reads = weight, centre, scale, weight.new_full((1,), 1 + eps)
+        fused.run("largest", weight, reads, (_alone(weight), m, at))
+        return m, at
+    axes = _filter(weight)
+    high = _affine(weight.amax(axes)[:, None], centre, scale)
+    low = _affine(weight.amin(axes)[:, None], centre, scale)
+    maximum, filter_ = torch.maximum(high, -low).flatten().max(0, keepdim=True)
     # The scale is above 0, and so of no weight within a filter.
-    at = (
-        None if tensor is None else tensor.index_select(0, filter_) for tensor in (weight, centre)
-    )
-    values = _affine(*at, None).flatten()
+    within = (None if x is None else x.index_select(0, filter_) for x in (weight, centre))
+    values = _affine(*within, None).flatten()
     place = values.abs().argmax().view(1)
     sign = values[place].sign() * (maximum >= SMALLEST)
-    places = torch.arange(values.numel(), device=values.device)
-    signs = (sign * (places == place)).view(1, *weight.shape[1:])
-    return maximum.clamp(min=SMALLEST), filter_, signs
+    at = torch.cat([filter_.to(sign.dtype), place.to(sign.dtype), sign])
+    return (1 + eps) * maximum.clamp(min=SMALLEST), at
+
+
+def _signs(at: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`_largest` finds of the largest x: its filter, (1,), and its sign at its place in
+    that filter, (1, C, *space)."""
+    filter_, place, sign = at.split(1)
+    places = torch.arange(like.shape[1:].numel(), device=at.device)
+    return filter_.long(), (sign * (places == place)).view(1, *like.shape[1:])
 
 
 class Largest(Pass):
-    """x -> x, max|x|, and the rest of what :func:`_largest` finds."""
+    """x -> x, M, and the rest of what :func:`_largest` finds."""
 
     @staticmethod
-    def forward(x: Tensor):
-        return x.view_as(x), *_largest(x, None, None, _loop(x))
+    def forward(x: Tensor, eps: float):
+        return x.view_as(x), *_largest(x, None, None, eps, _loop(x))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*output[2:])
-        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(output[2])
+        ctx.eps = inputs[1]
+        ctx.mark_non_differentiable(output[2])
 
     @staticmethod
-    def backward(ctx, gradient, d_largest, *_):
-        filter_, signs = ctx.saved_tensors
-        return gradient.index_add(0, filter_, d_largest * signs)
+    def backward(ctx, gradient, d_m, _):
+        filter_, signs = _signs(*ctx.saved_tensors, gradient)
+        return gradient.index_add(0, filter_, (1 + ctx.eps) * d_m * signs), None
 
 
 class Artanh(Pass):
     """M·artanh(x / M) of x = (W − centre) ⊙ scale, M = (1 + ε)·max|x|, blended with x by
-    ``strength``, 0 for x; then M and the rest of what :func:`_largest` finds; centre and scale
-    (N, 1), or both None for 0 and 1."""
+    ``strength``, 0 for x; then what :func:`_largest` finds; centre and scale (N, 1), or both None
+    for 0 and 1."""
 
     @staticmethod
     def forward(
         weight: Tensor, centre: Tensor | None, scale: Tensor | None, strength: Tensor, eps: float
     ):
         loop = _loop(weight, centre, scale, strength)
-        maximum, filter_, signs = _largest(weight, centre, scale, loop)
-        m = (1 + eps) * maximum
+        m, at = _largest(weight, centre, scale, eps, loop)
         if loop:
             result = torch.empty_like(weight)
             fused.run("artanh", weight, (weight, centre, scale, m, strength), (result,))
         else:
             x = _affine(weight, centre, scale)
             result = torch.lerp(x, m * torch.atanh(x / m), strength)
-        return result, m, filter_, signs
+        return result, m, at
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:4], *output)
         ctx.eps = inputs[4]
-        ctx.mark_non_differentiable(*output[2:])
+        ctx.mark_non_differentiable(output[2])
 
     @staticmethod
-    def backward(ctx, gradient, d_m, *_):
-        weight, centre, scale, strength, y, m, filter_, signs = ctx.saved_tensors
-        if loop := _loop(weight, centre, scale, strength, y, m, gradient):
-            d_weight = torch.empty_like(weight)
-            d_centre, d_scale, rest = (_alone(weight) for _ in range(3))
-            reads = weight, centre, scale, m, strength, y, gradient
-            fused.run("artanh_backward", weight, reads, (d_weight, d_centre, d_scale, rest))
-        else:
-            axes = _filter(weight)
-            x = _affine(weight, centre, scale)
-            slope = torch.lerp(torch.ones_like(m), 1 / (1 - (x / m).square()), strength)
-            d_x = gradient * slope
-            # Of x itself: for strength 0 it is y, and what M gets is 0 to the last bit.
-            by_x = (d_x * x).sum(axes)[:, None]
-            rest = (gradient * y).sum(axes)[:, None] - by_x
-            d_weight, d_centre, d_scale = d_x, None, None
-            if scale is not None:
-                d_weight = d_x * _space(scale, weight)
-                d_centre, d_scale = -d_x.sum(axes)[:, None] * scale, by_x / scale
-        # y is homogeneous in x and M: y = x·∂y/∂x + M·∂y/∂M.
-        d_m = d_m + rest.sum() / m
+    def backward(ctx, gradient, d_m, _):
+        weight, centre, scale, strength, y, m, at = ctx.saved_tensors
+        if _loop(*ctx.saved_tensors, gradient, d_m):
+            factor = weight.new_full((1,), 1 + ctx.eps)
+            reads = weight, centre, scale, m, strength, factor, at, y, gradient, d_m
+            d_inputs = torch.empty_like(weight), *map(_unfilled, (centre, scale))
+            fused.run("artanh_backward", weight, reads, (*d_inputs, _alone(weight)))
+            return *d_inputs, None, None
+        axes = _filter(weight)
+        x = _affine(weight, centre, scale)
+        slope = torch.lerp(torch.ones_like(m), 1 / (1 - (x / m).square()), strength)
+        d_x = gradient * slope
+        # y is homogeneous in x and M: y = x·∂y/∂x + M·∂y/∂M. Of x itself: for strength 0 it is y,
+        # and what M gets is 0 to the last bit.
+        by_x = (d_x * x).sum(axes)[:, None]
+        d_m = d_m + ((gradient * y).sum(axes)[:, None] - by_x).sum() / m
+        filter_, signs = _signs(at, weight)
         d_largest = (1 + ctx.eps) * d_m * signs
-        add = d_weight.index_add_ if loop else d_weight.index_add
         if scale is None:
-            return add(0, filter_, d_largest), None, None, None, None
-        at = scale.index_select(0, filter_)
-        d_weight = add(0, filter_, d_largest * _space(at, weight))
-        d_centre = d_centre.index_add(0, filter_, -at * d_largest.sum())
-        by_x = d_m * m * signs.abs().sum()
-        d_scale = d_scale.index_add(0, filter_, by_x.view(1, 1) / at)
-        return d_weight, d_centre, d_scale, None, None
+            return d_x.index_add(0, filter_, d_largest), None, None, None, None
+        of_largest = scale.index_select(0, filter_)
+        d_weight = d_x * _space(scale, weight)
+        d_weight = d_weight.index_add(0, filter_, d_largest * _space(of_largest, weight))
+        d_centre = -d_x.sum(axes)[:, None] * scale
+        d_centre = d_centre.index_add(0, filter_, -of_largest * d_largest.sum())
+        d_scale = by_x / scale
+        shared = (d_m * m * signs.abs().sum()).view(1, 1) / of_largest
+        return d_weight, d_centre, d_scale.index_add(0, filter_, shared), None, None
