@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from wexlib import BAM, CBAM, SE, Location, Triplet
 from wexlib.activations import ACTIVATIONS
-from wexlib.attention import ATTENTIONS, CONVOLUTIONS, FeatureAttention, run_whole
+from wexlib.attention import ATTENTIONS, CONVOLUTIONS, FeatureAttention, run_along, run_whole
 
 
 @pytest.fixture(autouse=True)
@@ -160,17 +160,50 @@ def test_errors(make, error, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kernel", [(1,), (4,), (3, 3), (2, 5), (7, 7), (3, 2, 4)])
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_a_map_as_large_as_its_kernel_is_convolved_as_any(kernel):
-    net = CONVOLUTIONS[len(kernel)](2, 1, kernel, padding="same").double()
-    x = torch.randn(5, 2, *kernel, dtype=torch.float64, requires_grad=True)
-    inputs, results = [x, *net.parameters()], (run_whole(net, x), net(x))
+KERNELS = [(1,), (4,), (1, 1), (3, 3), (2, 5), (7, 7), (3, 2, 4)]
+
+
+def assert_same(results, inputs):
+    """Two ways to the same numbers, and to the same gradients."""
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
-    g = torch.randn(5, 1, *kernel, dtype=torch.float64)
-    gradients = zip(*(torch.autograd.grad(y, inputs, g) for y in results), strict=True)
-    for ours, torchs in gradients:
+    g = torch.randn_like(results[1])
+    gradients = (torch.autograd.grad(y, inputs, g) for y in results)
+    for ours, torchs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (3, 3), (70, 4)])
+@pytest.mark.parametrize("one", [False, True], ids=["of the map's size", "of one place"])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_a_small_map_is_convolved_as_any(kernel, inputs, outputs, one):
+    side = [1] * len(kernel) if one else kernel
+    net = CONVOLUTIONS[len(kernel)](inputs, outputs, side, padding="same").double()
+    x = torch.randn(5, inputs, *kernel, dtype=torch.float64, requires_grad=True)
+    assert_same((run_whole(net, x), net(x)), [x, *net.parameters()])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("channels", [1, 2, 11])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_along_an_axis_is_a_convolution_with_the_axis_exchanged(kernel, channels):
+    net = CONVOLUTIONS[len(kernel)](2, 1, kernel, padding="same").double()
+    x = torch.randn(5, channels, *kernel, dtype=torch.float64, requires_grad=True)
+    for axis in range(2, x.dim()):
+        expected = net(z_pool(x.transpose(1, axis))).transpose(1, axis)
+        assert_same((run_along(net, x, axis), expected), [x, *net.parameters()])
+
+
+@pytest.mark.parametrize("attention", [CBAM(), Triplet()], ids=["cbam", "triplet"])
+def test_of_equal_maxima_the_first_gets_the_gradient(attention):
+    """As in the published code; against numbers beside each other, of which the first is larger."""
+    x = torch.randn(2, 6, 5, 5).double().round().requires_grad_()
+    assert len(x.detach().unique()) < 9
+    apart = -1e-9 * 4.0 ** torch.arange(6.0)[:, None] * torch.linspace(1, 2, 25)
+    m = FeatureAttention(attention, 6).double().eval()
+    (gradient,) = torch.autograd.grad(m(x).square().sum(), x)
+    (wanted,) = torch.autograd.grad(m(x + apart.view(6, 5, 5).double()).square().sum(), x)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 ORDERS = ("sequential", "reversed", "parallel")
-#: Numbers of a map, all channels, up to which a convolution of its size is a product of matrices.
-LARGEST_MAP = 128
+#: Numbers of a map, all channels, up to which a convolution of its size is a product of matrices,
+#: and those of a filter up to which a convolution of one place is.
+LARGEST_MAP, LARGEST_FILTER = 128, 2048
 
 
 # --- Nets ----------------------------------------------------------------------------------------
@@ -79,45 +80,101 @@ def run(net: nn.Module, x: Tensor) -> Tensor:
     return CONVOLVE[len(total)](x, weight, bias, padding=padding, dilation=net.dilation)
 
 
-def run_whole(net: nn.Module, x: Tensor) -> Tensor:
-    """``run`` of a net 2→1 over maps that are as large as its kernel, as a product of matrices.
+def _as_matrix(net: nn.Module, x: Tensor, kernel: Sequence[int]) -> bool:
+    """Whether ``net`` is one of ours with that kernel, and x (N, C, *space) has maps so small that
+    the convolution is better done as a product of matrices.
 
-    Torch's convolution takes three times as long there, nearly all of it to prepare. Whatever this
-    does not fit is left to it.
+    Torch's takes two to ten times as long there, most of it to prepare.
     """
-    if (
-        type(net) not in CONVOLUTIONS.values()
-        or (net.kernel_size, set(net.dilation)) != (x.shape[2:], {1})
-        or net.bias is None
-        or x.shape[1:].numel() > LARGEST_MAP
-        or x.device.type != "cpu"
-        or recorded()
-    ):
-        return run(net, x)
-    meets = torch.from_numpy(_meetings(*x.shape[1:])).to(x.dtype)
-    matrix = torch.mv(meets, net.weight.to(x.dtype).flatten()).view(x.shape[1:].numel(), -1)
-    return torch.addmm(net.bias.to(x.dtype), x.flatten(1), matrix).view(len(x), 1, *x.shape[2:])
+    return (
+        type(net) in CONVOLUTIONS.values()
+        and net.kernel_size == tuple(kernel)
+        and set(net.dilation) == {1}
+        and net.bias is not None
+        and x.device.type == "cpu"
+        and not recorded()
+    )
+
+
+def _multiply(net: nn.Module, rows: Tensor, sliding: int | None = None) -> Tensor:
+    """(M, what is looked at) -> (M, places · outputs): see :func:`_meetings`."""
+    meets = torch.from_numpy(_meetings(net.in_channels, net.kernel_size, sliding)).to(rows.dtype)
+    weight, bias = net.weight.to(rows.dtype), net.bias.to(rows.dtype)
+    matrix = torch.mm(meets, weight.flatten(1).t()).view(rows.shape[1], -1)
+    bias = bias if len(bias) == 1 else bias.repeat(matrix.shape[1] // len(bias))
+    return torch.addmm(bias, rows, matrix)
+
+
+def run_whole(net: nn.Module, x: Tensor) -> Tensor:
+    """``run`` of a net whose kernel is one place, or as large as the maps x (N, C, *space)."""
+    space = x.shape[2:]
+    if x.shape[1:].numel() <= LARGEST_FILTER and _as_matrix(net, x, [1] * len(space)):
+        weight, bias = net.weight.to(x.dtype).flatten(1), net.bias.to(x.dtype)
+        return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
+    if _as_matrix(net, x, space):
+        if max(net.in_channels, net.out_channels) * space.numel() <= LARGEST_MAP:
+            return _multiply(net, x.flatten(1)).view(len(x), *space, -1).movedim(-1, 1)
+    return run(net, x)
+
+
+def run_along(net: nn.Module, x: Tensor, axis: int) -> Tensor:
+    """A net 2→1 over [max; mean] of x (N, C, *space) over ``axis``, which then stands in for C.
+
+    Its map has C places along that axis and is as large as the kernel along the others. The result
+    has one place along ``axis``.
+    """
+    space = x.shape[2:]
+    if 2 * space.numel() > LARGEST_MAP or not _as_matrix(net, x, space):
+        return run(net, _max_mean(x.transpose(1, axis))).transpose(1, axis)
+    rows = torch.cat([y.reshape(*x.shape[:2], -1) for y in (_maximum(x, axis), x.mean(axis))], 2)
+    size = x.shape[axis]
+    if size > 1:
+        padded = F.pad(rows, (0, 0, (size - 1) // 2, size // 2))
+        rows = torch.cat([padded[:, i : i + x.shape[1]] for i in range(size)], 2)
+    out = _multiply(net, rows.flatten(0, 1), axis - 2)
+    shape = list(x.shape)
+    shape[axis] = 1
+    return out.view(shape)
 
 
 @lru_cache
-def _meetings(channels: int, *kernel: int) -> np.ndarray:
-    """(C·k·k, C·k) of ones and zeros: by which of the flat weight's numbers an input, first index,
-    counts in an output, second index, both in a map of the kernel's size, padded as "same"."""
+def _meetings(channels: int, kernel: tuple[int, ...], sliding: int | None) -> np.ndarray:
+    """Of ones and zeros: by which of the flat weight's numbers, second index, what is looked at
+    counts in what comes out, both together the first index.
+
+    Inputs and outputs are the places of a map of the kernel's size, padded as "same"; inputs once
+    for each channel. Along the axis ``sliding`` the map is longer: then the output is one place
+    there, the inputs all that the kernel reaches from it, and these are the outermost.
+    """
     sides = np.array(kernel)[:, None, None]
     places = np.indices(kernel).reshape(len(kernel), -1)
-    shift = places[:, :, None] - places[:, None] + (sides - 1) // 2
+    ends = places
+    if sliding is not None:
+        places = places[:, np.argsort(places[sliding], kind="stable")]
+        ends = places[:, places[sliding] == (kernel[sliding] - 1) // 2]
+    shift = places[:, :, None] - ends[:, None] + (sides - 1) // 2
     inside = ((shift >= 0) & (shift < sides)).all(0)
     flat = np.ravel_multi_index(np.where(inside, shift, 0), kernel)
     size = math.prod(kernel)
-    meets = np.zeros((channels, size, size, channels, size), np.float32)
+    meets = np.zeros((channels, *inside.shape, channels, size), np.float32)
     inputs, outputs = np.nonzero(inside)
     for channel in range(channels):
         meets[channel, inputs, outputs, channel, flat[inside]] = 1
-    return meets.reshape(channels * size * size, channels * size)
+    if sliding is not None:
+        # Beside each other for each of the places along the axis: (these, channels, the rest).
+        meets = meets.reshape(channels, kernel[sliding], -1, *meets.shape[2:]).swapaxes(0, 1)
+    return meets.reshape(-1, channels * size)
 
 
 def _over_space(x: Tensor) -> tuple[int, ...]:
     return tuple(range(2, x.dim()))
+
+
+def _maximum(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
+    """The maximum over an axis; of equal ones the first gets the gradient, as published."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return x.max(axis, keepdim).values
+    return x.amax(axis, keepdim)  # on a CPU the faster one, but for its gradient
 
 
 def mean_space(x: Tensor | Affine) -> Tensor:
@@ -131,7 +188,7 @@ def mean_max_space(x: Tensor | Affine) -> Tensor:
     """(N, C, *space) -> (2N, C): the mean, and below it the maximum."""
     if isinstance(x, Affine):
         return x.mean_max_space()
-    return torch.cat([mean_space(x), x.amax(_over_space(x))])
+    return torch.cat([mean_space(x), _maximum(x.flatten(2), 2)])
 
 
 def _times(x: Tensor | Affine, gate: Tensor) -> Tensor:
@@ -140,7 +197,7 @@ def _times(x: Tensor | Affine, gate: Tensor) -> Tensor:
 
 def _max_mean(x: Tensor) -> Tensor:
     """(N, C, *space) -> (N, 2, *space): the maximum over axis 1, then its mean."""
-    return torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+    return torch.cat([_maximum(x, 1, True), x.mean(1, keepdim=True)], 1)
 
 
 def like(gate: Tensor, x: Tensor | Affine) -> Tensor:
@@ -393,9 +450,9 @@ class BAM(Attention):
         *hidden, project = nets.spatial
         y = x
         for net in hidden:
-            y = activation(run(net, y))
+            y = activation(run_whole(net, y))
         channel = like(self._mlp(nets, mean_space(x)), x)
-        return (ACTIVATIONS[self.gate](channel + run(project, y)),)
+        return (ACTIVATIONS[self.gate](channel + run_whole(project, y)),)
 
     def combine(self, maps, *, skips=False):
         (gate,) = maps
@@ -430,11 +487,8 @@ class Triplet(Attention):
 
     def maps(self, nets, x, *, skips=False):
         gate = ACTIVATIONS[self.gate]
-        rotated = [
-            gate(run(getattr(nets, f"axis{j}"), _max_mean(x.transpose(1, j)))).transpose(1, j)
-            for j in _over_space(x)
-        ]
-        return *rotated, gate(run(nets.spatial, _max_mean(x)))
+        rotated = [gate(run_along(getattr(nets, f"axis{j}"), x, j)) for j in _over_space(x)]
+        return *rotated, gate(run_whole(nets.spatial, _max_mean(x)))
 
     def combine(self, maps, *, skips=False):
         mean = sum(maps) / len(maps)
