@@ -6,6 +6,7 @@ Every failure ends with one sentence and a non-zero exit.
 import argparse
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,6 @@ from wexlib.files import root, write_json, write_text
 from wexlib.record import read_plan, write_not_run
 
 FULL = "the disk is full: free some space, then the same command goes on; nothing was lost"
-#: The stages that need no more than the result files in Git.
-REPORTS = ("plan", "tables", "lesson", "chapter", "book")
 RESTORE = "git restore results dvc.lock && dvc checkout --allow-missing"
 
 
@@ -197,7 +196,8 @@ def make(scale: str | None, jobs: int | None, reports: bool, evidence: bool) -> 
                 raise ValueError(
                     f"no results at scale {scale}: make them first, with make SCALE={scale}"
                 )
-            _call(home, "repro", "--single-item", *REPORTS)
+            _call(home, "repro", "--single-item", "plan")
+            _reports(home, scale, jobs or _jobs())
         elif evidence:
             _evidence(home, scale, jobs or _jobs())
         else:
@@ -210,8 +210,6 @@ def make(scale: str | None, jobs: int | None, reports: bool, evidence: bool) -> 
 
 
 def _with(text: str, scale: str, evidence: bool) -> str:
-    import re
-
     text = re.sub(r"(?m)^scale:[ \t]*\S+", f"scale: {scale}", text, count=1)
     return re.sub(r"(?m)^evidence: \[\]", f"evidence: [{scale}]", text) if evidence else text
 
@@ -247,7 +245,8 @@ def _reproduce(home: Path, scale: str, jobs: int) -> None:
         if role != config.EVIDENCE
     ]
     print(f"{len(runs)} runs at scale {scale}, {jobs} at a time", flush=True)
-    _shards(home, runs, jobs)
+    _shards(home, runs, jobs, "run")
+    _reports(home, scale, jobs)
     _call(home, "repro")
     print(f"scale {scale}: done in {(time.monotonic() - began) / 60:.1f} min")
 
@@ -265,9 +264,25 @@ def _evidence(home: Path, scale: str, jobs: int) -> None:
     # In the order of params.yaml, where the biggest question comes first.
     runs = [name for name in config.read(home / "params.yaml")["runs"]["evidence"] if name in runs]
     print(f"{len(runs)} runs of the evidence at scale {scale}, {jobs} at a time", flush=True)
-    _shards(home, [f"evidence@{scale}-{name}" for name in runs], jobs)
-    _call(home, "repro", "--single-item", *REPORTS)
+    _shards(home, [f"evidence@{scale}-{name}" for name in runs], jobs, "run")
+    _reports(home, scale, jobs)
     print(f"evidence at scale {scale}: done in {(time.monotonic() - began) / 60:.1f} min")
+
+
+def _reports(home: Path, scale: str, jobs: int) -> None:
+    """Tables, chapters and book, which need no more than the result files in Git."""
+    from ruamel.yaml import YAML
+
+    stages = YAML(typ="safe").load(home / "dvc.yaml")["stages"]
+    chapters = [
+        f"{stage}@{scale}-{notebook}"
+        for stage in ("lesson", "chapter")
+        for notebook in stages[stage]["matrix"]["notebook"]
+    ]
+    _call(home, "repro", "--single-item", "tables")
+    print(f"{len(chapters)} chapters, {jobs} at a time", flush=True)
+    _shards(home, chapters, jobs, "chapter")
+    _call(home, "repro", "--single-item", "book")
 
 
 def _roles(home: Path, scale: str) -> dict[str, str]:
@@ -283,8 +298,12 @@ def _call(home: Path, *words: str) -> None:
         raise RuntimeError(f"dvc {words[0]} failed with exit {code}: the reason stands above")
 
 
-def _shards(home: Path, stages: list[str], jobs: int) -> None:
-    """Several ``dvc repro`` at once, each on its own stages; the first failure stops the others."""
+def _shards(home: Path, stages: list[str], jobs: int, what: str) -> None:
+    """Several ``dvc repro`` at once, each on its own stages; the first failure stops the others.
+
+    ``what`` a stage makes, in a word.
+    """
+    jobs = min(jobs, len(stages))
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(i) for i in range(jobs)]
         logs = [home / "build" / "log" / f"make-{i}.log" for i in range(jobs)]
@@ -308,8 +327,14 @@ def _shards(home: Path, stages: list[str], jobs: int) -> None:
                 )
 
         def text(lines: list[str]) -> str:
-            done = sum(log.read_text().count("\nRunning stage") for log in logs)
-            return f"run {done} of {len(stages)}   " + "   |   ".join(lines)
+            begun = [re.findall(r"Running stage '.*@(.*)'", log.read_text()) for log in logs]
+            done = sum(map(len, begun))
+            # A chapter says nothing of its own: its name then.
+            lines = [
+                line if file.is_file() or not names else names[-1]
+                for line, file, names in zip(lines, files, begun, strict=True)
+            ]
+            return f"{what} {done} of {len(stages)}   " + "   |   ".join(lines)
 
         failed = None  # the first that failed: the others are interrupted then, and fail too
         try:
@@ -327,7 +352,7 @@ def _shards(home: Path, stages: list[str], jobs: int) -> None:
             log = logs[failed]
             sys.stdout.write("".join(log.read_text().splitlines(keepends=True)[-8:]))
             raise RuntimeError(
-                f"a run failed: the reason stands above, all of it in {log.relative_to(home)}; "
+                f"a {what} failed: the reason stands above, all of it in {log.relative_to(home)}; "
                 f"`make` again goes on; lost outputs come back by `{RESTORE}`"
             )
 
