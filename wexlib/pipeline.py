@@ -200,6 +200,9 @@ def make(scale: str | None, jobs: int | None, reports: bool, evidence: bool) -> 
             _reports(home, scale, jobs or _jobs())
         elif evidence:
             _evidence(home, scale, jobs or _jobs())
+            # The same plan, noted as params.yaml stands without the evidence's stages.
+            write_text(params, _with(text, scale, False))
+            _call(home, "repro", "--single-item", "plan")
         else:
             _reproduce(home, scale, jobs or _jobs())
     finally:
