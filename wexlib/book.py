@@ -10,11 +10,13 @@ import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from html import unescape
+from itertools import chain
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from wexlib import config
 from wexlib.files import write_text
 from wexlib.origin import origins
 from wexlib.typeset import code_style, markdown
@@ -51,11 +53,7 @@ class Page:
 
 def chapters(home: Path) -> list[str]:
     """The notebooks that ``dvc.yaml`` lists: the thesis's chapters, then the others."""
-    from ruamel.yaml import YAML
-
-    stages = YAML(typ="safe", pure=True).load((home / "dvc.yaml").read_text(encoding="utf-8"))
-    matrices = [stage.get("matrix", {}) for stage in stages["stages"].values()]
-    names = [name for matrix in matrices for name in matrix.get("notebook", [])]
+    names = chain.from_iterable(config.notebooks(home).values())
     return sorted(names, key=lambda name: (not name[0].isdigit(), name))
 
 

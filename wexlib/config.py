@@ -230,6 +230,18 @@ def read(path: Path) -> dict:
     return _mapping(params, "params.yaml", _TOP_KEYS)
 
 
+def notebooks(folder: Path) -> dict[str, list[str]]:
+    """The chapters that each stage of ``dvc.yaml`` lists, in its order."""
+    from ruamel.yaml import YAML
+
+    text = (folder / "dvc.yaml").read_text(encoding="utf-8")
+    matrices = {
+        name: stage.get("matrix", {})
+        for name, stage in YAML(typ="safe", pure=True).load(text)["stages"].items()
+    }
+    return {name: matrix["notebook"] for name, matrix in matrices.items() if "notebook" in matrix}
+
+
 def data_plans(params: dict, scale: str) -> dict[str, dict]:
     """What each role is at ``scale``: ``{role: {"dataset", "train", …} or {"missing"}}``."""
     spec = _scale(params, scale)

@@ -196,7 +196,6 @@ def make(scale: str | None, jobs: int | None, reports: bool, evidence: bool) -> 
                 raise ValueError(
                     f"no results at scale {scale}: make them first, with make SCALE={scale}"
                 )
-            _call(home, "repro", "--single-item", "plan")
             _reports(home, scale, jobs or _jobs())
         elif evidence:
             _evidence(home, scale, jobs or _jobs())
@@ -274,15 +273,12 @@ def _evidence(home: Path, scale: str, jobs: int) -> None:
 
 def _reports(home: Path, scale: str, jobs: int) -> None:
     """Tables, chapters and book, which need no more than the result files in Git."""
-    from ruamel.yaml import YAML
-
-    stages = YAML(typ="safe").load(home / "dvc.yaml")["stages"]
     chapters = [
         f"{stage}@{scale}-{notebook}"
-        for stage in ("lesson", "chapter")
-        for notebook in stages[stage]["matrix"]["notebook"]
+        for stage, notebooks in config.notebooks(home).items()
+        for notebook in notebooks
     ]
-    _call(home, "repro", "--single-item", "tables")
+    _call(home, "repro", "--single-item", "plan", "tables")
     print(f"{len(chapters)} chapters, {jobs} at a time", flush=True)
     _shards(home, chapters, jobs, "chapter")
     _call(home, "repro", "--single-item", "book")
