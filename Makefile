@@ -41,13 +41,13 @@ endif
 .PHONY: all evidence book setup test bench lab lock clean
 
 all: $(READY)
-	$(BIN)/python -m wexlib.pipeline make $(if $(SCALE),--scale $(SCALE))
+	$(BIN)/python -m study.cli make $(if $(SCALE),--scale $(SCALE))
 
 evidence: $(READY)
-	$(BIN)/python -m wexlib.pipeline make --evidence --scale $(or $(SCALE),cpu)
+	$(BIN)/python -m study.cli make --evidence --scale $(or $(SCALE),cpu)
 
 book: $(READY)
-	$(BIN)/python -m wexlib.pipeline make --reports $(if $(SCALE),--scale $(SCALE))
+	$(BIN)/python -m study.cli make --reports $(if $(SCALE),--scale $(SCALE))
 
 setup: $(READY)
 
@@ -67,7 +67,7 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	$(UV) pip install --python $(BIN)/python --no-deps --require-hashes --compile-bytecode \
 		--requirements requirements.lock
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m wexlib.fused || echo "Excitation on a CPU is several times slower without it."
+	@$(BIN)/python -m wexlib.ops.fused || echo "Excitation on a CPU is several times slower without it."
 	@printf '%s\n' "$(CURDIR)" > $@
 
 # uv, which installs the rest, comes first and by its own hash, which stands in the lock like any other.

@@ -9,8 +9,8 @@ import torch
 from benchmarks import cases, whole_run
 from benchmarks.measure import machine
 from benchmarks.report import write_report
-from wexlib import memory
-from wexlib.files import root, write
+from study.files import root, write
+from study.train import memory
 
 #: One CSV each. Times on the CPU, and on a GPU too where there is one; those in ONCE once.
 PARTS = {

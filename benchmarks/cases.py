@@ -139,7 +139,7 @@ def optimizer_of(model: nn.Module, fused: bool | None = True) -> torch.optim.Opt
 def training(
     model: nn.Module, x: Tensor, bf16: bool = False, first: bool = True, fused: bool | None = True
 ) -> Callable[[], None]:
-    """A step: forward, backward, update (SGD with momentum and decay), as in wexlib.train.
+    """A step: forward, backward, update (SGD with momentum and decay), as in study.train.loop.
 
     ``first``: with the weights that wexlib excites computed before the first layer.
     """

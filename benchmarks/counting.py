@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wexlib import fused
+from wexlib.ops import fused
 
 ATEN = torch.ops.aten
 #: These write nothing.
@@ -30,7 +30,7 @@ def _bytes(tensor: Tensor) -> int:
 class Traffic(TorchDispatchMode):
     """Counts the bytes that operations read and write, in ``bytes``.
 
-    Each operation, or compiled loop of :mod:`wexlib.fused`, reads its tensors once and writes its
+    Each operation, or loop of :mod:`wexlib.ops.fused`, reads its tensors once and writes its
     result once; one in place does both to its target, one with ``out=`` writes it. Views move
     nothing. What stays in a cache from one operation to the next counts all the same, as it does
     for large tensors; within a loop, whose filters fit a cache, it does not.

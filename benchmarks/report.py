@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from wexlib.files import write_text
+from study.files import write_text
 
 
 def spread(frame: pd.DataFrame, name: str, digits: int = 3) -> pd.Series:

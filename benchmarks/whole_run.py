@@ -30,11 +30,11 @@ from benchmarks.cases import (
     training,
 )
 from benchmarks.measure import interleaved, multiplications, quartiles
-from wexlib import memory
-from wexlib.data import Data, Loader
-from wexlib.files import root
+from study.data.loader import Data, Loader
+from study.files import root
+from study.train import memory
+from study.train.loop import evaluate
 from wexlib.related import DynamicConv2d, replace
-from wexlib.train import evaluate
 
 MEAN, SD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -85,7 +85,7 @@ def loader(size: Size, device: torch.device) -> list[dict]:
     data = _random_images(count, 1)
     workers = torch.get_num_threads()
     loaders = {
-        "wexlib.data.Loader": Loader(
+        "study.data.loader.Loader": Loader(
             data, "train", batch_size=batch, shuffle=True, augment=True, device=device
         ),
         **{
@@ -239,8 +239,8 @@ STARTS = {
     "python": ["-c", "pass"],
     "import torch": ["-c", "import torch"],
     "import wexlib": ["-c", "import wexlib"],
-    "import wexlib.train": ["-c", "import wexlib.train"],
-    "a run's stage, scale smoke": ["-m", "wexlib.pipeline", "run", "smoke/playground"],
+    "import study.train.loop": ["-c", "import study.train.loop"],
+    "a run's stage, scale smoke": ["-m", "study.cli", "run", "smoke/playground"],
 }
 
 
@@ -256,9 +256,9 @@ def start(size: Size, device: torch.device) -> list[dict]:
             shutil.copy(path, folder)
         for name in ("wexlib", "notebooks"):
             shutil.copytree(root() / name, Path(folder) / name)
-        _python(["-m", "wexlib.pipeline", "plan", "smoke"], folder)
+        _python(["-m", "study.cli", "plan", "smoke"], folder)
         for role in ("cifar10", "cifar100"):
-            _python(["-m", "wexlib.pipeline", "data", "smoke", role], folder)
+            _python(["-m", "study.cli", "data", "smoke", role], folder)
         for what, words in STARTS.items():
             times = []
             for _ in range(rounds):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from wexlib.files import root
+from study.files import root
 
 PROJECT = root(Path(__file__).parent)
 #: One run of each kind, beside the playground.

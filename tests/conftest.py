@@ -38,5 +38,5 @@ def made(tmp_path_factory) -> Path:
         folder,
     )
     shell("git add -A && git commit -q --allow-empty -m 'The working tree'", folder)
-    shell("python -m wexlib.pipeline make --scale smoke", folder)
+    shell("python -m study.cli make --scale smoke", folder)
     return folder

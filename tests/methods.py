@@ -13,8 +13,8 @@ import naive
 import torch
 from torch import Tensor, nn
 
+from study.files import root, write_text
 from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet, excite, models
-from wexlib.files import root, write_text
 from wexlib.recipe import Recipe, chain
 from wexlib.sharing import Global
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from wexlib.affine import Affine
 from wexlib.attention import Attention, FeatureAttention
 from wexlib.layout import QueryKeyValue, Transposed, exchange
+from wexlib.ops.affine import Affine
 from wexlib.parametrization import register
 from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, draw, seeded, spatial
 from wexlib.sharing import GlobalExcitation

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wexlib.activations import ACTIVATIONS, RANGES
-from wexlib.affine import Affine
 from wexlib.names import choose
-from wexlib.passes import recorded
+from wexlib.ops.affine import Affine
+from wexlib.ops.passes import recorded
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -225,7 +225,7 @@ class Attention:
     #: Number of gated maps that the multiplier is made of, equal ones counted once.
     places = 1
     #: Whether x is looked at through its pooled values and kernel by kernel only, and so need not
-    #: be computed first: then x may be an :class:`wexlib.affine.Affine`.
+    #: be computed first: then x may be an :class:`wexlib.ops.affine.Affine`.
     pools = False
 
     def __post_init__(self):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from wexlib import magnitude
-from wexlib.affine import Affine, largest
 from wexlib.attention import Attention
 from wexlib.names import choose
+from wexlib.ops.affine import Affine, largest
 from wexlib.parametrization import register
 from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, flat, seeded, spatial
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wexlib.affine import Affine
+from wexlib.ops.affine import Affine
 from wexlib.recipe import Excitation
 
 

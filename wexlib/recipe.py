@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from wexlib.affine import Affine
 from wexlib.attention import Attention
+from wexlib.ops.affine import Affine
 
 Made = TypeVar("Made")
 

@@ -1,7 +1,7 @@
 """Dynamic convolutions, which the thesis's section 2 compares with and torch has not.
 
 Their weight depends on the image; that of weight excitation on the weight alone. Pruning is in
-:mod:`wexlib.pruning`; weight and spectral normalization are in torch.nn.utils.parametrizations.
+torch.nn.utils.prune; weight and spectral normalization are in torch.nn.utils.parametrizations.
 """
 
 import math

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wexlib.activations import ACTIVATIONS, RANGES
-from wexlib.affine import Affine
 from wexlib.attention import like, mean_space, run
 from wexlib.names import choose
+from wexlib.ops.affine import Affine
 from wexlib.recipe import Gated, Recipe, seeded
 
 #: Hidden width of the net that treats channels one by one.

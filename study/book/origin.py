@@ -1,0 +1,50 @@
+"""Where a scale's numbers come from, in words: data, runs, commits, machines, versions."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from study.plan.config import EVIDENCE, SCALES
+
+
+def origins(home: Path, scale: str) -> list[dict[str, str]]:
+    """Where numbers come from: first those of ``scale``, then of the others that have results."""
+    others = [other for other in SCALES if other != scale]
+    found = [origin(home / "results" / name) for name in (scale, *others)]
+    return [found[0], *(entry for entry in found[1:] if "Commit" in entry)]
+
+
+def origin(folder: Path) -> dict[str, str]:
+    """Data, runs and commits, machines, versions and days of a scale's results."""
+    notes, sets = [], {}
+    for path in sorted((folder / "provenance").glob("*.json")):
+        result = json.loads((folder / path.name).read_text(encoding="utf-8"))
+        if "not_run" not in result:
+            notes.append(json.loads(path.read_text(encoding="utf-8")))
+            name, role = result["data"]["dataset"], result["data"]["role"]
+            sets.setdefault(name, set()).add(name if role == EVIDENCE else role)
+    if not notes:
+        return {"Scale": folder.name, "Runs": "none yet"}
+
+    def counted(texts: list[str]) -> str:
+        counts = Counter(texts).most_common()
+        return "; ".join(text if len(counts) == 1 else f"{text} ({n})" for text, n in counts)
+
+    days = sorted({note["finished"][:10] for note in notes})
+    return {
+        "Scale": folder.name,
+        "Data": "; ".join(
+            (f"{name}, also" if name in roles else name) + f" in the place of {', '.join(others)}"
+            if (others := sorted(roles - {name}))
+            else name
+            for name, roles in sorted(sets.items())
+        ),
+        "Runs": f"{len(notes)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}",
+        "Commit": counted(
+            [n["commit"][:10] + (" with later changes" if n["dirty"] else "") for n in notes]
+        ),
+        "Machine": counted(
+            [n["machine"] + ("" if n["device"] == "cpu" else f", {n['device']}") for n in notes]
+        ),
+        "Versions": counted([f"Python {n['python']}, torch {n['torch']}" for n in notes]),
+    }

@@ -1,0 +1,217 @@
+"""Claims and their verdicts, from result files worked by hand."""
+
+import json
+import math
+
+import pytest
+
+from study.files import root
+from study.results import checks, claims, measures
+
+PLAIN = [10.0, 11.0, 12.0, 13.0, 14.0]
+BETTER = [12.0, 13.0, 14.0, 15.0, 17.0]  # d = 2, 2, 2, 2, 3: mean 2.2, error 0.2, t = 11
+NOISY = [8.0, 13.0, 10.0, 16.0, 14.0]
+CLAIMS = """
+Theme:
+  - {claim: Better, where: "1", measure: accuracy, expects: higher, pairs: [[better, plain]]}
+  - {claim: Worse, where: "2", measure: accuracy, expects: lower, pairs: [[better, plain]]}
+  - {claim: No gain, where: "3", measure: accuracy, expects: not higher, pairs: [[better, plain]]}
+  - {claim: Noise, where: "4", measure: accuracy, expects: higher, pairs: [[noisy, plain]]}
+  - {claim: Later, where: "5", measure: accuracy, expects: higher, pairs: [[later, plain]]}
+  - {claim: Code, where: "6", check: attention_takes_weights}
+"""
+
+
+def put(home, scale, run, scores, *, dataset="cifar100", curves=None):
+    """A run's files; ``curves`` holds the test accuracy of each seed's epochs."""
+    folder = home / "results" / scale
+    (folder / "curves").mkdir(parents=True, exist_ok=True)
+    seeds = list(range(len(scores)))
+    result = {
+        "run": run,
+        "scale": scale,
+        "data": {"dataset": dataset},
+        "config": {"code": {}},
+        "seeds": seeds,
+        "test_last": scores,
+        "train_last": [score + 5 for score in scores],
+        "validation_last": [score + 2 for score in scores],
+    }
+    (folder / f"{run}.json").write_text(json.dumps(result))
+    lines = ["seed,epoch,test_accuracy,validation_accuracy"]
+    for seed, curve in zip(seeds, curves or [[s] for s in scores], strict=True):
+        lines += [f"{seed},{epoch},{y},{y}" for epoch, y in enumerate(curve, 1)]
+    (folder / "curves" / f"{run}.csv").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    for run, scores in (("plain", PLAIN), ("better", BETTER), ("noisy", NOISY)):
+        put(tmp_path, "gpu", run, scores)
+    return tmp_path
+
+
+def p_of(t: float) -> float:
+    """Two-sided p of Student's t with 4 degrees of freedom, in closed form."""
+    x = t * t / (1 + t * t / 4)
+    return 1 - 0.75 * math.sqrt(x) * (1 - x / 12)
+
+
+def run(curves) -> measures.Run:
+    import pandas as pd
+
+    rows = [
+        {"seed": s, "epoch": e, "test_accuracy": y, "validation_accuracy": y}
+        for s, curve in enumerate(curves)
+        for e, y in enumerate(curve, 1)
+    ]
+    result = {"seeds": list(range(len(curves))), "test_last": [curve[-1] for curve in curves]}
+    return measures.Run(result, pd.DataFrame(rows))
+
+
+def test_every_verdict_by_hand(home):
+    frame = claims.evaluate(home).set_index("claim")
+    assert list(frame["verdict"]) == [
+        "supported",
+        "contradicted",
+        "contradicted",
+        "undecided at n = 5",
+        "not run",
+        "supported",
+    ]
+    assert frame.loc["Better", "difference"] == pytest.approx(2.2)
+    assert frame.loc["Better", "p"] == pytest.approx(p_of(11))
+    # Four tests have a p: the three of t = 11 are times 4, and Holm's order leaves them there.
+    assert frame.loc["Better", "p_holm"] == pytest.approx(4 * p_of(11))
+    assert frame.loc["Code", "found"] == "SE, CBAM, BAM, Triplet"
+
+
+def test_a_loss_does_not_contradict_that_nothing_is_gained(home):
+    put(home, "gpu", "better", [score - 5 for score in BETTER])
+    frame = claims.evaluate(home).set_index("claim")
+    assert frame.loc["No gain", "p_holm"] < 0.05
+    assert frame.loc["No gain", "verdict"] == "undecided at n = 5"
+
+
+def test_holm_can_turn_a_verdict(home):
+    """d = 1, 2, 3, 4, 0: t = 2·√2, p = 0.047; alone it decides, beside others it does not."""
+    put(home, "gpu", "better", [11.0, 13.0, 15.0, 17.0, 14.0])
+    frame = claims.evaluate(home).set_index("claim")
+    assert frame.loc["Better", "p"] == pytest.approx(p_of(2 * math.sqrt(2)))
+    assert frame.loc["Better", "p"] < 0.05 < frame.loc["Better", "p_holm"]
+    assert frame.loc["Better", "verdict"] == "undecided at n = 5"
+    only = CLAIMS.splitlines()[1:3]
+    (home / "claims.yaml").write_text("\n".join(only))
+    assert claims.evaluate(home)["verdict"].item() == "supported"
+
+
+def test_the_best_scale_is_taken(home):
+    def taken():
+        row = claims.evaluate(home).iloc[0]
+        return row["scale"], row["n"], row["verdict"]
+
+    for name, scores in (("plain", [*PLAIN, 15.0]), ("better", [*BETTER, 17.0])):
+        put(home, "cpu", name, scores)
+        put(home, "demo", name, scores, dataset="digits100")
+    assert taken() == ("gpu", 5, "supported")  # not the six seeds of a smaller scale
+    put(home, "gpu", "better", BETTER[:3])
+    assert taken() == ("cpu", 6, "supported")
+    put(home, "cpu", "better", BETTER[:4])
+    assert taken() == ("cpu", 4, "undecided at n = 4")
+    for scale in ("cpu", "gpu"):
+        put(home, scale, "better", BETTER, dataset="digits100")
+    assert taken() == ("demo", 6, "no verdict: embedded data")  # other data are no pairs
+    for scale in ("cpu", "gpu"):
+        put(home, scale, "plain", PLAIN, dataset="digits100")
+    assert taken() == ("gpu", 5, "no verdict: embedded data")
+    assert claims.evaluate(home, scales=("demo",)).iloc[0]["scale"] == "demo"
+    with pytest.raises(ValueError, match="did you mean 'gpu'"):
+        claims.evaluate(home, scales=("gpuu",))
+
+
+def test_every_epoch_is_supported_by_all_and_contradicted_by_one():
+    plain = run([[10.0, 10.0, 10.0]] * 5)
+    d = [2.0, 2.0, 2.0, 2.0, 3.0]
+    weak = [1.0, 2.0, 3.0, 4.0, 0.0]
+    better = run([[10 + x, 10 + y, 10 + x] for x, y in zip(d, weak, strict=True)])
+    found = measures.every_epoch(better, plain, "higher")
+    assert found["difference"] == pytest.approx(2)  # of the weakest epoch, and so is p
+    assert found["p"] == pytest.approx(p_of(2 * math.sqrt(2)))
+    found = measures.every_epoch(better, plain, "lower")
+    assert found["difference"] == pytest.approx(2.2)
+    assert found["p"] == pytest.approx(3 * p_of(11))
+
+
+def test_an_epoch_without_p_hides_no_contradiction():
+    plain = run([[1.0, 10.0]] * 5)
+    worse = run([[1.0, 10 - x] for x in (2.0, 2.0, 2.0, 2.0, 3.0)])  # all at chance at first
+    found = measures.every_epoch(worse, plain, "higher")
+    assert found["p"] == pytest.approx(2 * p_of(11)) and found["difference"] < 0
+    assert math.isnan(measures.every_epoch(plain, worse, "higher")["p"])
+
+
+def test_epochs_to_a_goal_by_hand():
+    curve = [10.0, 20.0, 30.0, 20.0]
+    assert measures.epochs_to(25, curve) == 2.5
+    assert measures.epochs_to(20, curve) == 2
+    assert measures.epochs_to(5, curve) == 1
+    assert measures.epochs_to(31, curve) == 4
+    # 9/10 of the plain run's last accuracy is 18: after 1.8 epochs, and after 1.4.
+    found = measures.epochs(run([[10.0, 30.0, 20.0]]), run([[10.0, 20.0, 20.0]]), "lower")
+    assert found["difference"] == pytest.approx(1.4 - 1.8)
+
+
+def test_the_other_measures_by_hand():
+    zigzag, line = run([[0.0, 2.0, 0.0, 2.0, 0.0]]), run([[1.0, 2.0, 3.0, 4.0, 5.0]])
+    assert measures.rough(zigzag) == {0: 4} and measures.rough(line) == {0: 0}
+    assert measures.early_accuracy(zigzag) == {0: 0} and measures.early_accuracy(line) == {0: 3}
+    of, _ = measures.MEASURES["roughness"]
+    assert of(zigzag, line, "lower")["difference"] == 4
+    narrow = measures.Run({"seeds": [0], "train_last": [9.0], "validation_last": [7.0]}, None)
+    without = measures.Run({"seeds": [0], "train_last": [9.0], "validation_last": [None]}, None)
+    assert measures.gap(narrow) == {0: 2} and measures.gap(without) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("where: ", "wher: ", "did you mean 'where'"),
+        (", expects: higher", "", "expects is missing"),
+        ("measure: accuracy", "measure: acuracy", "did you mean 'accuracy'"),
+        ("expects: higher", "expects: more", "expected one of higher, lower, not higher"),
+        ("[[better, plain]]", "[[beter, plain]]", "did you mean 'better'"),
+        ("[[better, plain]]", "[better]", "pairs of two runs"),
+        ("[[better, plain]]", "[[mixer10, plain]]", "compare runs of one"),
+    ],
+)
+def test_a_bad_claims_file_is_one_sentence(home, old, new, sentence):
+    path = home / "claims.yaml"
+    path.write_text(path.read_text().replace(old, new, 1))
+    roles = dict.fromkeys(("plain", "better", "noisy", "later"), "cifar100")
+    roles["mixer10"] = "cifar10"
+    with pytest.raises(ValueError, match="claim 1 of 'Theme'") as error:
+        claims.read_claims(path, roles)
+    assert sentence in str(error.value)
+
+
+def test_the_claims_of_the_project_are_shown():
+    frame = claims.evaluate()
+    shown = claims.show(frame)
+    assert all(claim in shown for claim in frame["claim"])
+    assert set(frame.loc[frame["data"].str.startswith("digits"), "verdict"]) <= {
+        "no verdict: embedded data"
+    }
+    themes = claims.read_claims(root() / "claims.yaml")
+    assert list(dict.fromkeys(frame["theme"])) == list(themes)
+
+
+def test_what_code_decides(monkeypatch):
+    assert checks.excitation_folds_away()[0]
+    assert checks.attention_takes_weights()[0]
+    assert not checks.linear_layers_have_no_channels()[0]
+    assert not checks.novel_function_raises_large_weights()[0]
+    holds, found = checks.triplet_has_fewer_parameters()
+    assert holds and "SE 2,768,466" in found  # as counted in the authors' code
+    monkeypatch.setattr(checks, "fold", lambda model: model)
+    assert not checks.excitation_folds_away()[0]
