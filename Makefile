@@ -44,10 +44,10 @@ all: $(READY)
 	$(BIN)/python -m study.cli make $(if $(SCALE),--scale $(SCALE))
 
 evidence: $(READY)
-	$(BIN)/python -m study.cli make --evidence --scale $(or $(SCALE),cpu)
+	$(BIN)/python -m study.cli make --only evidence --scale $(or $(SCALE),cpu)
 
 book: $(READY)
-	$(BIN)/python -m study.cli make --reports $(if $(SCALE),--scale $(SCALE))
+	$(BIN)/python -m study.cli make --only reports --scale $(or $(SCALE),cpu)
 
 setup: $(READY)
 

@@ -5,6 +5,9 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+#: The run of ``params.yaml``, and the folder of its files.
+PLAYGROUND = "playground"
+
 
 def root(start: Path | None = None) -> Path:
     """The project's folder: the nearest one upward from ``start`` that holds ``params.yaml``.

@@ -106,9 +106,12 @@ class Code:
                 found.setdefault(name, []).append(node)
         return found, imports
 
-    def reached(self, start: str, plan: dict) -> dict[str, str]:
-        """Digests of what ``start``, a source, reaches for a plan: its own and each module's."""
-        asked, texts, seen = words(plan), {}, set()
+    def reached(self, start: str, plan: dict | None = None) -> dict[str, str]:
+        """Digests of what ``start``, a source, reaches for a plan: its own and each module's.
+
+        Without a plan every entry of the tables is followed.
+        """
+        asked, texts, seen = None if plan is None else words(plan), {}, set()
         tree = _parse(start, "the notebook")
         imports = _imports(tree)
         todo = [imports.get(name, name) for name in _names(tree)]
@@ -193,10 +196,10 @@ def _names(tree: ast.AST) -> Iterator[str]:
                 yield ".".join([inner.id, *reversed(parts)])
 
 
-def _chosen(node: ast.stmt, asked: set[str]) -> list[ast.AST]:
+def _chosen(node: ast.stmt, asked: set[str] | None) -> list[ast.AST]:
     """The values of a table's entries that are asked for."""
     entries = zip(node.value.keys, node.value.values, strict=True)
-    return [value for key, value in entries if key is None or key.value in asked]
+    return [value for key, value in entries if asked is None or key is None or key.value in asked]
 
 
 def _digest(definitions: dict[str, list[str]]) -> str:

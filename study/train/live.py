@@ -34,10 +34,9 @@ def plan(model: str, *, we: dict | None = None, epochs: int = 3) -> dict:
         we: the excitation, by the keys of ``params.yaml``; none unless given.
         epochs: of training, by the recipe of the ResNet-18 tables.
     """
-    params = config.read(root() / "params.yaml")
-    changed = {"model": model, "data": "cinic10", "we": we or {}, "runs": {}}
+    changed = {"model": model, "dataset": "cinic10", "we": we or {}}
     changed["train"] = {"recipe": "cinic-50", "epochs": epochs}
-    return config.plan_runs(params | changed, "demo", DATASETS)[config.PLAYGROUND]
+    return config.plan_playground(config.read(root(), "demo") | changed, "demo", DATASETS)
 
 
 def train(plan: dict, data: Data, model: nn.Module | None = None) -> Run:

@@ -1,12 +1,15 @@
 """A run is data: its plan goes in, its result files come out.
 
 =========================================  =====================================================
-``build/plan/<scale>/<run>.json``          the plan (:mod:`study.plan.config`)
+``scales/<scale>/plan/<run>.json``         the plan (:mod:`study.plan.config`)
 ``results/<scale>/<run>.json``             what the seeds determine: equal to the last bit
 ``results/<scale>/curves/<run>.csv``       a row for each seed and epoch
 ``results/<scale>/provenance/<run>.json``  time, machine, versions, commit
 ``models/<scale>/<run>.safetensors``       the trained weights, ``<seed>.<name in state_dict>``
 =========================================  =====================================================
+
+The playground's are ``playground/plan.json``, ``result.json``, ``curves.csv``, ``provenance.json``
+and ``metrics.json``, and ``models/playground.safetensors``.
 """
 
 import csv
@@ -16,12 +19,13 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.files import root, write, write_json, write_text
+from study.files import PLAYGROUND, root, write, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -31,16 +35,46 @@ if TYPE_CHECKING:
     from study.train.loop import Run
 
 
+@dataclass(frozen=True)
+class Files:
+    """Where a run's files are, below the project's folder."""
+
+    result: Path
+    curves: Path
+    provenance: Path
+    checkpoint: Path
+
+    @classmethod
+    def of(cls, plan: dict) -> "Files":
+        name, home = plan["run"], root()
+        if name == PLAYGROUND:
+            own = home / PLAYGROUND
+            places = own / "result.json", own / "curves.csv", own / "provenance.json"
+            return cls(*places, home / "models" / f"{name}.safetensors")
+        own = home / "results" / plan["scale"]
+        notes = own / "curves" / f"{name}.csv", own / "provenance" / f"{name}.json"
+        models = home / "models" / plan["scale"]
+        return cls(own / f"{name}.json", *notes, models / f"{name}.safetensors")
+
+
+#: What a run is made of, for git to say whether it was committed.
+CODE = ("notebooks", "study", "wexlib")
+
+
 def read_plan(run: str) -> dict:
-    """The plan of ``"<scale>/<run>"``.
+    """The plan of ``"<scale>/<run>"``, or of ``"playground"``.
 
     Raises:
         FileNotFoundError: it was not planned.
     """
-    path = root() / "build" / "plan" / f"{run}.json"
+    scale, _, name = run.partition("/")
+    path = root() / "scales" / scale / "plan" / f"{name}.json"
+    if run == PLAYGROUND:
+        path = root() / PLAYGROUND / "plan.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no plan for run {run!r}: expected <scale>/<run> of params.yaml, by `dvc repro plan`"
+            f"no plan for run {run!r}: expected playground, or <scale>/<run> of runs.yaml, planned "
+            "by `dvc repro plan` or `dvc repro scales/<scale>/dvc.yaml:plan`"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -94,8 +128,9 @@ def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
         "validation_last": [row["validation_accuracy"] for row in last],
         "train_last": [row["train_accuracy"] for row in last],
     }
+    files = Files.of(plan)
     write(
-        root() / "models" / scale / f"{name}.safetensors",
+        files.checkpoint,
         lambda temporary: save_file(
             {
                 f"{seed}.{key}": value.detach().cpu().contiguous().clone()
@@ -110,14 +145,12 @@ def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
     table.writeheader()
     for history in histories:
         table.writerows(history)
-    folder = root() / "results" / scale
-    write_text(folder / "curves" / f"{name}.csv", rows.getvalue())
+    write_text(files.curves, rows.getvalue())
     on = next(model.parameters()).device
-    write_json(
-        folder / "provenance" / f"{name}.json",
-        provenance(on, sum(run.seconds for run in runs.values())),
-    )
-    write_json(folder / f"{name}.json", result)
+    write_json(files.provenance, provenance(on, sum(run.seconds for run in runs.values())))
+    if name == PLAYGROUND:
+        write_json(files.result.with_name("metrics.json"), metrics(result))
+    write_json(files.result, result)
     for seed in seeds:
         state_file(plan, seed).unlink(missing_ok=True)
     return result
@@ -127,13 +160,28 @@ def write_not_run(plan: dict) -> dict:
     """The files of a run that cannot be had at this scale: they say why."""
     from safetensors.numpy import save_file
 
-    name, folder = plan["run"], root() / "results" / plan["scale"]
-    result = {"run": name, "scale": plan["scale"], "not_run": plan["data"]["missing"]}
-    write(root() / "models" / plan["scale"] / f"{name}.safetensors", lambda t: save_file({}, t))
-    write_text(folder / "curves" / f"{name}.csv", "seed,epoch\n")
-    write_json(folder / "provenance" / f"{name}.json", {})
-    write_json(folder / f"{name}.json", result)
+    files = Files.of(plan)
+    result = {"run": plan["run"], "scale": plan["scale"], "not_run": plan["data"]["missing"]}
+    write(files.checkpoint, lambda temporary: save_file({}, temporary))
+    write_text(files.curves, "seed,epoch\n")
+    write_json(files.provenance, {})
+    if plan["run"] == PLAYGROUND:
+        write_json(files.result.with_name("metrics.json"), {})
+    write_json(files.result, result)
     return result
+
+
+def metrics(result: dict) -> dict:
+    """What ``dvc exp show`` has a column for: means over seeds, accuracies in percent."""
+
+    def mean(key: str) -> float:
+        return round(sum(result[key]) / len(result[key]), 2)
+
+    return {
+        "accuracy": mean("test_last"),
+        "train_accuracy": mean("train_last"),
+        "parameters": result["parameters"],
+    }
 
 
 def provenance(on: "torch.device", seconds: float) -> dict:
@@ -155,7 +203,9 @@ def provenance(on: "torch.device", seconds: float) -> dict:
         "torch": version("torch"),
         "compiled_passes": on.type == "cpu" and fused.library() is not None,
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "wexlib", "notebooks")),
+        "dirty": bool(
+            git("status", "--porcelain", "--untracked-files=no", "wexlib", "study", "notebooks")
+        ),
     }
 
 
@@ -186,7 +236,7 @@ def load(results_json: str | Path, seed: int | None = None) -> "nn.Module":
     seed = result["seeds"][0] if seed is None else seed
     if seed not in result["seeds"]:
         raise ValueError(f"run {result['run']} has the seeds {result['seeds']}, not {seed}")
-    file = root(path.parent) / "models" / result["scale"] / f"{result['run']}.safetensors"
+    file = Files.of(result).checkpoint
     if not file.is_file():
         raise FileNotFoundError(
             f"no checkpoint {file}: bring it by `dvc pull`, or make it by `dvc repro`"

@@ -1,0 +1,156 @@
+"""``make``: ``dvc repro`` of a scale, with as many stages at a time as there are cores or GPUs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from study.files import root
+from study.notebook import Watch
+
+RESTORE = "git restore results dvc.lock scales && dvc checkout --allow-missing"
+
+
+def make(scale: str | None, jobs: int | None, only: str | None) -> None:
+    """Reproduce a scale, by default that of ``params.yaml``, several stages at a time.
+
+    Args:
+        scale: its name.
+        jobs: how many at a time.
+        only: ``evidence``, those runs and what is written of them; ``reports``, tables, chapters
+            and book of the results that are there.
+    """
+    from study.plan import config
+
+    home = root()
+    own = config.read(home)["scale"]
+    scale = config.choose(scale or own, config.SCALES, "scale")
+    began, target = time.monotonic(), f"scales/{scale}/dvc.yaml"
+    chapters = [
+        f"{target}:{stage}@{notebook}"
+        for stage, notebooks in config.notebooks(home, scale).items()
+        for notebook in notebooks
+    ]
+    jobs = jobs or _jobs()
+    if only == "reports":
+        if not (home / "results" / scale / "curves").is_dir():
+            raise ValueError(
+                f"no results at scale {scale}: make them first, with make SCALE={scale}"
+            )
+        # Chapters on data say where there are none.
+        (home / "data" / scale).mkdir(parents=True, exist_ok=True)
+        _call(home, "--single-item", f"{target}:plan", f"{target}:tables")
+        _shares(home, chapters, jobs, "chapter")
+        _call(home, "--single-item", f"{target}:book")
+    else:
+        targets = [target] if scale != own else [target, "dvc.yaml"]
+        if not _changed(home, *targets):
+            print(f"scale {scale}: everything is up to date")
+            return
+        _call(home, f"{target}:plan")
+        settings = config.read(home, scale)
+        runs, known = settings["runs"], settings["scales"][scale]["data"]
+        roles = [role for role in runs if role in known and only in (None, role)]
+        if not roles:
+            raise ValueError(
+                f"no evidence at scale {scale}: take cpu or gpu, with make evidence SCALE=cpu"
+            )
+        _call(home, *(f"{target}:data@{role}" for role in roles))
+        stages = [f"{target}:run-{role}@{name}" for role in roles for name in runs[role]]
+        _shares(home, stages, jobs, "run")
+        _call(home, "--single-item", f"{target}:tables")
+        _shares(home, chapters, jobs, "chapter")
+        _call(home, *(["--single-item", f"{target}:book"] if only else targets))
+    print(f"tables: results/{scale}/tables, book: reports/book/{scale}/index.html")
+    print(f"scale {scale}: done in {(time.monotonic() - began) / 60:.1f} min")
+
+
+def _jobs() -> int:
+    """Runs take one core each; a GPU takes one run at a time."""
+    import shutil
+
+    if shutil.which("nvidia-smi"):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _dvc(*words: str, **options: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "dvc", *words], **options)
+
+
+def _changed(home: Path, *targets: str) -> dict:
+    status = _dvc("status", "--json", *targets, cwd=home, stdout=subprocess.PIPE, text=True)
+    answer = status.communicate()[0]
+    if status.returncode:
+        raise RuntimeError("dvc status failed: the reason stands above")
+    return json.loads(answer)
+
+
+def _call(home: Path, *words: str) -> None:
+    if code := _dvc("repro", *words, cwd=home).wait():
+        raise RuntimeError(f"dvc repro failed with exit {code}: the reason stands above")
+
+
+def _shares(home: Path, stages: list[str], jobs: int, what: str) -> None:
+    """Several ``dvc repro`` at once, each on its own stages; the first failure stops the others.
+
+    ``what`` a stage makes, in a word.
+    """
+    jobs = min(jobs, len(stages))
+    print(f"{len(stages)} {what}s, {jobs} at a time", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / str(i) for i in range(jobs)]
+        logs = [home / "build" / "log" / f"make-{i}.log" for i in range(jobs)]
+        logs[0].parent.mkdir(parents=True, exist_ok=True)
+        processes = []
+        for i in range(jobs):
+            environment = os.environ | {"WEXLIB_PROGRESS": str(files[i])}
+            with logs[i].open("w") as log:
+                processes.append(
+                    _dvc(
+                        "--wait-for-lock",
+                        "repro",
+                        "--single-item",  # without it the shares block each other at plan
+                        *stages[i::jobs],
+                        cwd=home,
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+
+        def text(lines: list[str]) -> str:
+            begun = [re.findall(r"Running stage '.*@(.*)'", log.read_text()) for log in logs]
+            done = sum(map(len, begun))
+            # A chapter says nothing of its own: its name then.
+            lines = [
+                line if file.is_file() or not names else names[-1]
+                for line, file, names in zip(lines, files, begun, strict=True)
+            ]
+            return f"{what} {done} of {len(stages)}   " + "   |   ".join(lines)
+
+        failed = None  # the first that failed: the others are interrupted then, and fail too
+        try:
+            with Watch(files, text):
+                while failed is None and any(p.poll() is None for p in processes):
+                    time.sleep(0.2)
+                    failed = next((i for i, p in enumerate(processes) if p.poll()), None)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGINT)
+            for process in processes:
+                process.wait()
+        if failed is not None:
+            log = logs[failed]
+            sys.stdout.write("".join(log.read_text().splitlines(keepends=True)[-8:]))
+            raise RuntimeError(
+                f"a {what} failed: the reason stands above, all of it in {log.relative_to(home)}; "
+                f"`make` again goes on; lost outputs come back by `{RESTORE}`"
+            )
