@@ -88,7 +88,7 @@ class Code:
             for path in sorted((home / package).rglob("*.py")):
                 name = ".".join(path.relative_to(home).with_suffix("").parts)
                 source = path.read_text(encoding="utf-8")
-                self.modules[name.removesuffix(".__init__")] = _parse(source, path.name)
+                self.modules[name.removesuffix(".__init__")] = parse(source, path.name)
 
     @cache  # noqa: B019 - one object a command
     def _read(self, node: ast.AST) -> tuple[str, tuple[str, ...]]:
@@ -112,7 +112,7 @@ class Code:
         Without a plan every entry of the tables is followed.
         """
         asked, texts, seen = None if plan is None else words(plan), {}, set()
-        tree = _parse(start, "the notebook")
+        tree = parse(start, "the notebook")
         imports = _imports(tree)
         todo = [imports.get(name, name) for name in _names(tree)]
         for target in todo:  # grows as it is read
@@ -150,7 +150,7 @@ class Code:
         return None
 
 
-def _parse(source: str, name: str) -> ast.Module:
+def parse(source: str, name: str = "source") -> ast.Module:
     try:
         return ast.parse(source)
     except SyntaxError as error:

@@ -1,4 +1,4 @@
-"""params.yaml to plans: what is taken, what is refused and in which words, what a digest sees."""
+"""The settings to plans: what is taken, what is refused and in which words."""
 
 import copy
 import json
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from study.data.sources import DATASETS
 from study.files import root
 from study.plan import config
 
 PROJECT = root(Path(__file__).parent)
-
-
-PARAMS = config.read(PROJECT / "params.yaml")
+EVERY = {scale: config.read(PROJECT, scale) for scale in config.SCALES}
+PARAMS = EVERY["demo"] | {"scales": {s: read["scales"][s] for s, read in EVERY.items()}}
 
 
 @pytest.fixture
@@ -20,10 +20,20 @@ def params():
     return copy.deepcopy(PARAMS)
 
 
+def plan_runs(params, scale):
+    return config.plan_runs(params, scale, DATASETS)
+
+
+def plan_all(params, scale):
+    """The runs, and the playground."""
+    playground = config.plan_playground(params, scale, DATASETS)
+    return plan_runs(params, scale) | {playground["run"]: playground}
+
+
 def test_every_run_is_planned_at_every_scale(params):
     for scale in config.SCALES:
-        plans = config.plan_runs(params, scale)
-        roles = [role for role in params["runs"] if role != "evidence" or scale in ("cpu", "gpu")]
+        plans = plan_all(params, scale)
+        roles = [r for r in params["runs"] if r in params["scales"][scale]["data"]]
         assert set(plans) == {config.PLAYGROUND, *(n for r in roles for n in params["runs"][r])}
         for plan in plans.values():
             json.dumps(plan, allow_nan=False)
@@ -31,26 +41,34 @@ def test_every_run_is_planned_at_every_scale(params):
 
 def test_a_scale_overrides_a_recipe_and_a_run_overrides_a_scale(params):
     recipe, scale = params["recipes"]["resnext-10"], params["scales"]["demo"]
-    assert config.plan_runs(params, "thesis")["resnext10"]["train"]["lr"] == recipe["lr"]
+    assert plan_runs(params, "thesis")["resnext10"]["train"]["lr"] == recipe["lr"]
     del scale["recipes"]["resnext-10"]["lr"]
     scale["train"]["lr"] = 0.5
-    assert config.plan_runs(params, "demo")["resnext10"]["train"]["lr"] == 0.5
+    assert plan_runs(params, "demo")["resnext10"]["train"]["lr"] == 0.5
     scale["recipes"]["resnext-10"]["lr"] = 0.25
-    assert config.plan_runs(params, "demo")["resnext10"]["train"]["lr"] == 0.25
+    assert plan_runs(params, "demo")["resnext10"]["train"]["lr"] == 0.25
     params["runs"]["cifar100"]["resnext10"]["train"] = {"lr": 0.125}
-    plans = config.plan_runs(params, "demo")
+    plans = plan_runs(params, "demo")
     assert plans["resnext10"]["train"]["lr"] == 0.125
     assert plans["resnext10-se"]["train"]["lr"] == 0.25
 
 
+def settings(folder, **texts):
+    """A folder with the project's settings, and other texts for some of them."""
+    for name in ("params", "recipes", "runs", "scales/demo/scale"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = texts.get(name, (PROJECT / f"{name}.yaml").read_text(encoding="utf-8"))
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
 def test_numbers_are_read_by_yaml_1_2(tmp_path):
-    file = tmp_path / "params.yaml"
-    file.write_text("train: {lr: 1e-3, weight_decay: 1e-06}\n")
-    assert config.read(file)["train"] == {"lr": 0.001, "weight_decay": 1e-06}
+    copied = settings(tmp_path, params="scale: demo\ntrain: {lr: 1e-3, weight_decay: 1e-06}\n")
+    assert config.read(copied)["train"] == {"lr": 0.001, "weight_decay": 1e-06}
 
 
 def test_the_thesis_scale_takes_the_recipes_as_they_are(params):
-    for plan in config.plan_runs(params, "thesis").values():
+    for plan in plan_all(params, "thesis").values():
         recipe = params["recipes"][plan["recipe"]]
         given = {k: v for k, v in recipe.items() if k in plan["train"]}
         own = params["runs"].get(plan["data"]["role"], {}).get(plan["run"], {})
@@ -62,7 +80,7 @@ def test_pause_ramp_and_pretrain_are_epochs_or_shares_of_the_run(params):
     def planned(**we):
         params["we"] = {"attention": "se"} | we
         params["train"]["epochs"] = 10
-        return config.plan_runs(params, "demo")["playground"]["we"]
+        return plan_all(params, "demo")["playground"]["we"]
 
     keys = ("pretrain", "pause", "ramp")
     shares = planned(pretrain=0.1, pause=0.25, ramp=0.4)
@@ -93,7 +111,7 @@ BAD = [
     ("train.recipe", "resnet-164", ["train.recipe", "did you mean 'resnext-164'"]),
     ("runs.cifar100.resnext10.train", {"schedule": "step"}, ["resnext10.train.sch", "milestones"]),
     ("model", "resnet19", ["model", "'resnet19'", "did you mean 'resnet18'"]),
-    ("data", "cifar", ["data", "did you mean 'cifar10'"]),
+    ("dataset", "cifar", ["dataset", "did you mean 'cifar10'"]),
     ("runs.cifar100.resnext.epochs", 3, ["key in runs.cifar100.resnext", "'epochs'"]),
     (
         "runs.cifar100.resnext.model",
@@ -119,7 +137,7 @@ def test_a_bad_value_is_one_sentence(params, key, value, words):
         place = place[name]
     place[last] = value
     with pytest.raises(ValueError) as error:
-        config.plan_runs(params, "demo")
+        plan_all(params, "demo")
     sentence = str(error.value)
     assert "\n" not in sentence
     for word in words:
@@ -128,107 +146,29 @@ def test_a_bad_value_is_one_sentence(params, key, value, words):
 
 def test_an_unknown_scale_names_the_nearest(params):
     with pytest.raises(ValueError, match="unknown scale 'gpuu': .*did you mean 'gpu'"):
-        config.plan_runs(params, "gpuu")
+        plan_runs(params, "gpuu")
 
 
 def test_broken_yaml_names_the_line(tmp_path):
-    file = tmp_path / "params.yaml"
-    file.write_text("scale: demo\nwe: {a: 1\n")
     with pytest.raises(ValueError, match=r"params\.yaml, line \d+: not valid YAML"):
-        config.read(file)
+        config.read(settings(tmp_path, params="scale: demo\nwe: {a: 1\n"))
 
 
-def test_nothing_is_written_when_something_is_wrong(params, tmp_path):
-    (tmp_path / "wexlib").mkdir()
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "train.ipynb").write_text('{"cells": []}')
-    params["runs"]["imagenet"]["imagenet"]["model"] = "alexnett"
-    with pytest.raises(ValueError, match="alexnet"):
-        config.write_plans(tmp_path, params, "demo")
-    assert not (tmp_path / "build").exists()
+def test_a_settings_file_that_is_gone_is_named(tmp_path):
+    folder = settings(tmp_path)
+    (folder / "runs.yaml").unlink()
+    with pytest.raises(ValueError, match="runs.yaml is missing: bring it back by git restore"):
+        config.read(folder)
 
 
-SOURCE = '''
-"""A docstring."""
-import math
-# A comment.
-def f(x, *, y=None):
-    """What f does."""
-    return [x, f"{x:>{y}}" 'b', None]
-'''
+def test_a_key_at_the_top_that_nobody_knows_is_named(tmp_path):
+    with pytest.raises(ValueError, match="key in params.yaml: 'data': expected"):
+        config.read(settings(tmp_path, params="scale: demo\ndata: cifar10\n"))
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda s: s.replace("# A comment.", "# Another one."),
-        lambda s: s.replace('"""A docstring."""', ""),
-        lambda s: s.replace("What f does", "What it does not"),
-        lambda s: s.replace("(x, *, y=None)", "(\n    x,\n    *,\n    y=None,\n)"),
-        lambda s: s.replace("'b'", '"b"'),
-    ],
-)
-def test_a_digest_leaves_prose_and_formatting_alone(edit):
-    assert edit(SOURCE) != SOURCE
-    assert config.code_text(edit(SOURCE)) == config.code_text(SOURCE)
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda s: s.replace("y=None", "y=0"),
-        lambda s: s.replace("None]", "True]"),
-        lambda s: s.replace(", None]", "]"),
-        lambda s: s.replace("'b'", "'c'"),
-        lambda s: s.replace("import math", "import cmath"),
-    ],
-)
-def test_a_digest_sees_code(edit):
-    assert edit(SOURCE) != SOURCE
-    assert config.code_text(edit(SOURCE)) != config.code_text(SOURCE)
-
-
-def test_a_run_depends_on_the_modules_that_it_reaches():
-    sources = {
-        "start": "from wexlib import excite\nfrom wexlib.b import x",
-        "attach": "",
-        "b": "def f():\n    from wexlib import c",
-        "c": "import wexlib.d",
-        "d": "",
-        "unused": "",
-    }
-    before = config.code_digests(sources, ["start"])
-    assert set(before) == {"start", "attach", "b", "c", "d"}
-    after = config.code_digests(sources | {"d": "x = 1", "unused": "y = 2"}, ["start"])
-    assert {k for k in after if after[k] != before[k]} == {"d"}
-
-
-def test_a_run_depends_on_the_cpp_beside_a_module():
-    loop = "// why\nint f(int x) { return x / 2; }  // how\n"
-    sources = {"start": "import wexlib.b", "b": "", "b.cpp": loop, "c.cpp": ""}
-
-    def digest(text):
-        found = config.code_digests(sources | {"b.cpp": text}, ["start"])
-        assert set(found) == {"start", "b", "b.cpp"}
-        return found["b.cpp"]
-
-    assert digest("/* other\nwords */ " + loop) == digest(loop) != digest("")
-    assert digest(loop.replace("why", "because").replace("{ r", "{\n  r")) == digest(loop)
-    assert digest(loop.replace("2", "3")) != digest(loop)
-
-
-def test_the_digest_of_a_notebook_ignores_outputs_and_prose(tmp_path):
-    path = PROJECT / "notebooks" / "train.ipynb"
-    notebook = json.loads(path.read_text())
-    edited = copy.deepcopy(notebook)
-    for cell in edited["cells"]:
-        if cell["cell_type"] == "markdown":
-            cell["source"] = "other words"
-        else:
-            cell |= {"execution_count": 7, "outputs": [{"output_type": "stream"}]}
-    copied = tmp_path / "train.ipynb"
-    copied.write_text(json.dumps(edited))
-    assert config.notebook_code(copied) == config.notebook_code(path)
-    edited["cells"][-1]["source"] = "pass"
-    copied.write_text(json.dumps(edited))
-    assert config.notebook_code(copied) != config.notebook_code(path)
+def test_nothing_is_written_when_something_is_wrong(tmp_path):
+    runs = (PROJECT / "runs.yaml").read_text(encoding="utf-8")
+    folder = settings(tmp_path, runs=runs.replace("model: mixer,", "model: mixr,", 1))
+    with pytest.raises(ValueError, match="runs.cifar100.mixer: .*did you mean 'mixer'"):
+        config.write_plans(folder, "demo", DATASETS)
+    assert not (folder / "scales" / "demo" / "plan").exists()
