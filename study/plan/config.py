@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
 from study.files import PLAYGROUND, write_json
@@ -163,29 +162,16 @@ def _plan(params: dict, scale: str, data: dict, name: str, key: str, run: object
         "seeds": seeds(run.get("seeds") or spec.get("seeds"), f"{dot or 'train.'}seeds"),
         "threads": number(1, whole=True)(spec.get("threads"), f"scales.{scale}.threads"),
     }
-    _check_model(plan, key or "model")
+    _check(plan, key or "model")
     return plan
 
 
-@lru_cache
-def _model_error(model: str, options: str, we: str) -> str | None:
-    """Why a model cannot be built or excited so, tried without memory; None if it can."""
-    import torch
+def _check(plan: dict, key: str) -> None:
+    """Build what the plan asks for, which says best what is wrong with it."""
+    from study.plan.network import excitation_error, model_error
 
-    from study.plan.network import build
-
-    plan = {"model": model, "model_options": json.loads(options), "we": json.loads(we)}
-    try:
-        with torch.device("meta"):
-            build(plan, seed=0, classes=10, image_size=(32, 32))
-    except (ValueError, TypeError) as error:
-        return str(error)
-    return None
-
-
-def _check_model(plan: dict, key: str) -> None:
-    parts = (plan["model"], json.dumps(plan["model_options"]), json.dumps(plan["we"]))
-    if error := _model_error(*parts):
+    we, options = json.dumps(plan["we"]), json.dumps(plan["model_options"])
+    if error := model_error(plan["model"], options, plan["we"]["layers"]) or excitation_error(we):
         raise ValueError(f"{key}: {error}")
 
 

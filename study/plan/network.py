@@ -1,7 +1,9 @@
 """A plan's network: its model, and the excitation that its ``we`` asks for."""
 
 import hashlib
+import json
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from wexlib.attention import ATTENTIONS, SE
 from wexlib.excitation import Location, Magnitude, Standardize
 from wexlib.recipe import Recipe
 from wexlib.sharing import Global
+from wexlib.where import select
 
 ATTENTION_KEYS = ("activation", "gate", "reduction", "order")
 #: What the attention nets of a stacked excitation are excited by themselves.
@@ -55,16 +58,20 @@ def excitations(we: dict) -> list[Recipe]:
     return [make(we) for key, make in EXCITATIONS.items() if we[key] not in (False, "none")]
 
 
+#: The layers that ``we.layers`` names.
+LAYERS = {
+    "conv": None,
+    "linear": (nn.Linear, nn.MultiheadAttention),
+    "conv+linear": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention),
+}
+
+
 def attach(model: nn.Module, we: dict, seed: int) -> nn.Module:
     """Excite ``model`` as a plan's ``we`` asks, at the start that ``seed`` gives the attention."""
     if chain := excitations(we):
-        layers = {
-            "conv": None,
-            "linear": (nn.Linear, nn.MultiheadAttention),
-            "conv+linear": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention),
-        }[we["layers"]]
         generator = torch.Generator().manual_seed(derive(seed, "attention"))
-        excite(model, chain, where=layers, shared=we["shared"], generator=generator)
+        where = LAYERS[we["layers"]]
+        excite(model, chain, where=where, shared=we["shared"], generator=generator)
     return model
 
 
@@ -77,3 +84,30 @@ def build(
         plan["model"], classes=classes, image_size=image_size, **plan["model_options"]
     )
     return model if plain else attach(model, plan["we"], seed)
+
+
+@cache
+def model_error(name: str, options: str, layers: str) -> str:
+    """Why a model cannot be built, or has no such layers, tried without memory; "" if it can.
+
+    ``options`` are JSON.
+    """
+    try:
+        with torch.device("meta"):
+            select(
+                models.build(name, classes=10, image_size=(32, 32), **json.loads(options)),
+                LAYERS[layers],
+            )
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+@cache
+def excitation_error(we: str) -> str:
+    """Why an excitation cannot be built, tried on a small layer; "" if it can. ``we`` is JSON."""
+    try:
+        attach(nn.Conv2d(16, 16, 3), json.loads(we) | {"layers": "conv"}, seed=0)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""

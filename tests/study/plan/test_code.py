@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,12 @@ def test_words_are_texts_and_the_keys_of_what_is_not_off():
     assert words(plan) == {"standardize", "attention", "se", "none"}
 
 
+@cache
+def of_plans(home):
+    start, code = notebook_code(PROJECT / "notebooks" / "train.ipynb"), Code(home)
+    return {name: code.reached(start, plan) for name, plan in PLANS.items()}
+
+
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     """The project's own code, to be edited."""
@@ -191,13 +198,12 @@ PLANS = {
     ],
 )
 def test_what_an_edit_of_the_project_makes_stale(copied, file, old, new, stale):
-    start = notebook_code(PROJECT / "notebooks" / "train.ipynb")
-    before = {name: Code(copied).reached(start, plan) for name, plan in PLANS.items()}
+    before = of_plans(PROJECT)
     path = copied / file
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
-    after = {name: Code(copied).reached(start, plan) for name, plan in PLANS.items()}
+    after = of_plans.__wrapped__(copied)
     path.write_text(text, encoding="utf-8")
     assert {name for name in PLANS if before[name] != after[name]} == stale
 
