@@ -1,6 +1,6 @@
 """The thesis's block diagrams, each drawn by a short function.
 
-Blue tensors are weights, green ones feature maps; orange boxes have parameters, red ones are
+Blue stacks are weights, green ones feature maps; orange boxes have parameters, red ones are
 excited. In a circle, × and + broadcast and σ is the logistic function. Shapes: O filters of I
 input channels, k×k kernels; C channels of H×W maps.
 """
@@ -39,9 +39,6 @@ def _gates(title: str, first: str, *steps: tuple[Sequence[str], str]) -> Figure:
     for branch, result in steps:
         *_, node = _gate(d, node, *branch, result=result)
     return d.figure()
-
-
-# --- Chapters 1 and 2 ----------------------------------------------------------------------------
 
 
 def working_principle() -> Figure:
@@ -129,9 +126,6 @@ def dynamic_convolution() -> Figure:
     row = d.row(mix, _weight("W(x)"), "convolution", "map|y\noutput")
     d.arrow(x, row[2], "|-|", -0.5)
     return d.figure()
-
-
-# --- Chapter 3 -----------------------------------------------------------------------------------
 
 
 def se_module() -> Figure:
@@ -226,16 +220,13 @@ def mixer() -> Figure:
     image, embedding = d.row("map|image\npatches", "mark|embedding")
     mixing = ["norm", "token mixing:\n2 layers", "+"]
     mixing += ["norm", "mark|channel mixing:\n2 layers", "+"]
-    blocks = d.row(*mixing, at=(embedding.x + embedding.w + 0.6, 0))
+    blocks = d.row(*mixing, at=(embedding.x + embedding.w + 0.6, 0), gap=0.3)
     d.arrow(embedding, blocks[0])
     d.row(blocks[-1], "norm,\nmean", "mark|head", gap=0.5)
     for norm, plus in (blocks[0:3:2], blocks[3:6:2]):
         d.arrow(Node(norm.x - norm.w - 0.17, 0), plus, "|-|", 0.45)
     d.frame(blocks, "N blocks", pad=0.3)
     return d.figure()
-
-
-# --- Chapter 4 -----------------------------------------------------------------------------------
 
 
 def cbam_in_full() -> Figure:
@@ -254,7 +245,7 @@ def novel_module() -> Figure:
     _, s2, total = _gate(d, w1, "net|$A_s$: max, mean over I,\nconv k×k, σ", result="+")
     d.row(total, _weight("W′"))
     for node, text in ((s1, "S₁"), (s2, "S₂")):
-        d.note(node.x + 0.29, 0.13, text)
+        d.note(node.x + 0.275, 0.13, text)
     d.arrow(w, plus, "|-|", -0.45)
     d.arrow(w1, total, "|-|", -0.45)
     d.arrow(s1, total, "|-|", -0.65)

@@ -70,13 +70,11 @@ class Diagram:
         width = max(TextPath((0, 0), line, size=SIZE).get_extents().width for line in lines) / 72
         # Up to 4 % are for fonts that run wider than the one that was measured.
         w, h = max(0.52 * width + 0.09, 0.17), len(lines) * LINE * SIZE / 2 + 0.07
-        style = "round,pad=0,rounding_size=0.06"
-        sheets = [0.0]
+        style, reach, sheets = "round,pad=0,rounding_size=0.06", 0.0, [0.0]
         if kind in ("weight", "map"):
-            style, sheets = "square,pad=0", [SHEET, 0.0, -SHEET]
+            style, reach, sheets = "square,pad=0", SHEET, [SHEET, 0.0, -SHEET]
         elif len(text) == 1:
             style, w, h = "circle,pad=0", 0.15, 0.15
-        reach = sheets[0]
         node = Node(x - side[0] * (w + reach), y - side[1] * (h + reach), w + reach, h + reach)
         look = {"facecolor": FILLS.get(kind, "white"), "edgecolor": INK, "linewidth": 0.9}
         for shift in sheets:
@@ -85,7 +83,7 @@ class Diagram:
         self.note(*sheet[:2], text, size=SIZE)
         return node
 
-    def row(self, *parts: str | Node, at: XY = (0, 0), down=False, gap=0.3) -> list[Node]:
+    def row(self, *parts: str | Node, at: XY = (0, 0), down=False, gap=0.25) -> list[Node]:
         """Parts joined by arrows, to the right or down; a node among them stays in its place.
 
         ``at``: the middle of the first one's left side, or of its top in a row that goes down.
@@ -118,12 +116,11 @@ class Diagram:
 
     def frame(self, nodes: Sequence[Node], text: str, *, pad: float = 0.16) -> None:
         """A dashed frame around nodes, its text above."""
-        x, y, w, h = np.array(nodes).T
-        left, right, low, high = min(x - w), max(x + w), min(y - h), max(y + h)
-        middle = Node((left + right) / 2, (low + high) / 2)
-        around = middle._replace(w=right - middle.x + pad, h=high - middle.y + pad)
+        centres, halves = np.split(np.array(nodes), 2, axis=1)
+        low, high = (centres - halves).min(0) - pad, (centres + halves).max(0) + pad
+        around = Node(*(low + high) / 2, *(high - low) / 2)
         self._box(around, fill=False, edgecolor="0.45", linestyle="--", zorder=0)
-        self.note(middle.x, high + pad + 0.11, text)
+        self.note(around.x, high[1] + 0.11, text)
 
     def _extent(self) -> Bbox:
         drawn = [artist.get_window_extent() for artist in (*self.axes.patches, *self.axes.texts)]
