@@ -122,15 +122,14 @@ class Diagram:
         self._box(around, fill=False, edgecolor="0.45", linestyle="--", zorder=0)
         self.note(around.x, high[1] + 0.11, text)
 
-    def _extent(self) -> Bbox:
-        drawn = [artist.get_window_extent() for artist in (*self.axes.patches, *self.axes.texts)]
-        return Bbox.union(drawn).transformed(self.axes.transData.inverted())
-
     def figure(self) -> Figure:
         """The figure, as large as what is drawn and its title."""
-        drawn = self._extent()
-        self.note((drawn.x0 + drawn.x1) / 2, drawn.y1 + 0.22, self.title, size=LARGE)
-        box = self._extent().padded(0.08)
-        self.axes.figure.set_size_inches(box.size)
-        self.axes.set(xlim=box.intervalx, ylim=box.intervaly)
-        return self.axes.figure
+        axes, figure = self.axes, self.axes.figure
+        title = axes.set_title(self.title, size=LARGE, color=INK, y=1, pad=-13)
+        drawn = Bbox.union([a.get_window_extent() for a in (*axes.patches, *axes.texts)])
+        box = drawn.transformed(axes.transData.inverted())
+        spare = max(title.get_window_extent().width / figure.dpi - box.width, 0) / 2 + 0.08
+        box = Bbox.from_extents(box.x0 - spare, box.y0 - 0.08, box.x1 + spare, box.y1 + 0.35)
+        figure.set_size_inches(box.size)
+        axes.set(xlim=box.intervalx, ylim=box.intervaly)
+        return figure
