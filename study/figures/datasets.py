@@ -36,10 +36,8 @@ def samples(data: Data, title: str, *, rows: int = 6) -> Figure:
     """
     images, labels, names = data.images("train"), data.labels("train"), data.meta["class_names"]
     many = data.classes > 20
-    places = [(c, 0) for c in range(min(data.classes, 100))] if many else None
-    if places is None:
-        places = [(c, k) for k in range(rows) for c in range(data.classes)]
-    columns = 10 if many else data.classes
+    depth, columns = (1, 10) if many else (rows, data.classes)
+    places = [(c, k) for k in range(depth) for c in range(min(data.classes, 100))]
     extra = 0.17 * -(-len(places) // columns) if many else 0.0
     figure, grid = _tiles(-(-len(places) // columns), columns, title, extra=extra)
     for i, (axes, (label, k)) in enumerate(zip(grid.flat, places, strict=True)):
