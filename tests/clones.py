@@ -17,9 +17,9 @@ KEPT = {
     "cinic10": ["resnet18-ours-ws", "resnet18-mwe"],
     "imagenet": ["imagenet-global-ws"],
 }
-#: Runs of the evidence, which the clone has at smoke too.
+#: Runs of the evidence, made by a scale with real data.
 EVIDENCE = ("evidence-plain", "evidence-se-ws")
-RUNS = {"playground", *(run for runs in KEPT.values() for run in runs)}
+RUNS = {run for runs in KEPT.values() for run in runs}
 
 
 def shell(command: str, cwd: Path, *, fails: bool = False) -> str:
@@ -46,16 +46,20 @@ def clone(source: Path, target: Path) -> Path:
 
 
 def keep_a_few_runs(folder: Path) -> None:
-    """Every table stays; a row whose run goes shows another, as the chapter only reads files."""
+    """Every table stays; a row whose run goes shows another, as the chapter only reads files.
+
+    The scale cpu gets the data of smoke, so that what it does can be tried in minutes.
+    """
     yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    smoke = params["scales"]["smoke"]["data"]
-    smoke["evidence"] = dict(smoke["cifar100"])
+    runs = yaml.load(folder / "runs.yaml")
     kept = KEPT | {"evidence": EVIDENCE}
-    params["runs"] = {role: {n: params["runs"][role][n] for n in kept[role]} for role in kept}
-    for run in params["runs"]["evidence"].values():
+    runs["runs"] = {role: {n: runs["runs"][role][n] for n in kept[role]} for role in kept}
+    for run in runs["runs"]["evidence"].values():
         run["seeds"] = 1
-    yaml.dump(params, folder / "params.yaml")
+    yaml.dump(runs, folder / "runs.yaml")
+    scale = yaml.load(folder / "scales/smoke/scale.yaml") | {"scale": "cpu"}
+    scale["data"]["evidence"] = dict(scale["data"]["cifar100"])
+    yaml.dump(scale, folder / "scales/cpu/scale.yaml")
     tables = yaml.load(folder / "tables.yaml")
     for row in (row for table in tables.values() for row in table["rows"]):
         if row.get("run", "resnext10") not in RUNS:

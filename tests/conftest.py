@@ -24,7 +24,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
-    """A clone with the working tree's files and a few runs, after what `make SCALE=smoke` calls."""
+    """A clone with the working tree's files and a few runs, its scale smoke, after `make`."""
     folder = clone(PROJECT, tmp_path_factory.mktemp("pipeline") / "clone")
     shell(
         f"git -C {PROJECT} ls-files -z -co --exclude-standard | "
@@ -32,11 +32,8 @@ def made(tmp_path_factory) -> Path:
         folder,
     )
     keep_a_few_runs(folder)
-    shell(
-        "git rm -rq --cached --ignore-unmatch results dvc.lock && rm -f dvc.lock && "
-        "find results -mindepth 1 -maxdepth 1 ! -name benchmarks -exec rm -rf {} +",
-        folder,
-    )
+    shell("sed -i 's/^scale: demo/scale: smoke/' params.yaml", folder)
+    shell("rm -f dvc.lock scales/*/dvc.lock && rm -rf playground scales/*/plan", folder)
     shell("git add -A && git commit -q --allow-empty -m 'The working tree'", folder)
-    shell("python -m study.cli make --scale smoke", folder)
+    shell("python -m study.cli make", folder)
     return folder
