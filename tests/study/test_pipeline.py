@@ -3,21 +3,19 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from clones import EVIDENCE, PROJECT, RUNS, clone, shell
-from ruamel.yaml import YAML
 
-from study import cli as pipeline
+from study import cli, repro
 
-STAGES = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
-#: Those that read runs' results.
-CHAPTERS = {f"chapter@smoke-{name}" for name in STAGES["chapter"]["matrix"]["notebook"]}
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+OUTPUTS = ("result.json", "curves.csv", "metrics.json")
 
 
 def ran(output: str) -> set[str]:
@@ -27,45 +25,39 @@ def ran(output: str) -> set[str]:
 
 
 def test_the_book_without_results_says_what_to_make(tmp_path, monkeypatch, capsys):
-    text = (PROJECT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
-    assert pipeline.main(["make", "--reports", "--scale", "cpu"]) == 1
+    for name in ("params.yaml", "recipes.yaml", "runs.yaml", "scales"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    monkeypatch.setattr(repro, "root", lambda: tmp_path)
+    assert cli.main(["make", "--only", "reports", "--scale", "cpu"]) == 1
     message = "error: no results at scale cpu: make them first, with make SCALE=cpu\n"
     assert capsys.readouterr().err == message
-    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == text
 
 
-def test_every_table_is_made_and_params_yaml_is_as_it_was(made):
-    assert shell("git status --short params.yaml", made) == ""
+def test_every_table_is_made_and_git_has_nothing_to_say(made):
+    changed = shell("git status --short", made).split()[1::2]
+    assert set(changed) <= {"dvc.lock", "playground/", "scales/smoke/dvc.lock"}
     tables = {p.stem for p in (made / "results" / "smoke" / "tables").glob("*.csv")}
     assert {f"table_6_{n}" for n in range(1, 12)} <= tables
     results = [json.loads(p.read_text()) for p in (made / "results" / "smoke").glob("*.json")]
     assert {r["run"] for r in results if "test_last" in r} == RUNS
+    assert json.loads((made / "playground/result.json").read_text())["scale"] == "smoke"
 
 
 def test_the_second_time_nothing_runs(made):
-    assert "everything is up to date" in shell("python -m study.cli make --scale smoke", made)
+    assert "everything is up to date" in shell("python -m study.cli make", made)
+    assert ran(shell("dvc repro", made)) == set()
 
 
 def test_a_scale_without_evidence_says_where_there_is_some(made):
-    output = shell("python -m study.cli make --evidence --scale demo", made, fails=True)
-    assert "error: no evidence at scale demo: take cpu or gpu" in output
-    assert shell("git status --short params.yaml", made) == ""
-
-
-OUTPUTS = (
-    "results/smoke/playground.json",
-    "results/smoke/curves/playground.csv",
-    "models/smoke/playground.safetensors",
-)
+    output = shell("python -m study.cli make --only evidence --scale smoke", made, fails=True)
+    assert "error: no evidence at scale smoke: take cpu or gpu" in output
 
 
 def test_killed_at_any_moment_and_resumed_equal_to_the_last_bit(made):
-    whole = {name: (made / name).read_bytes() for name in OUTPUTS}
-    provenance = made / "results/smoke/provenance/playground.json"
-    noted = provenance.read_bytes()  # the time, unlike the results, is another
-    command = [sys.executable, "-m", "study.cli", "run", "smoke/playground"]
+    files = [made / "playground" / name for name in OUTPUTS]
+    files.append(made / "models" / "playground.safetensors")
+    whole = [file.read_bytes() for file in files]
+    command = [sys.executable, "-m", "study.cli", "run", "playground"]
     environment = os.environ | {"PYTHONPATH": str(made)}
     for _ in range(5):
         process = subprocess.Popen(
@@ -76,64 +68,89 @@ def test_killed_at_any_moment_and_resumed_equal_to_the_last_bit(made):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         time.sleep(1.5)  # its kernel ends within a second
-    for name in OUTPUTS:
-        (made / name).unlink()
-    shell("python -m study.cli run smoke/playground", made)
-    assert {name: (made / name).read_bytes() for name in OUTPUTS} == whole
-    provenance.write_bytes(noted)
+    for file in files:
+        file.unlink()
+    shell("python -m study.cli run playground", made)
+    assert [file.read_bytes() for file in files] == whole
+
+
+def test_a_kernel_that_is_killed_is_named(made):
+    notebook = made / "notebooks" / "train.ipynb"
+    text = notebook.read_text(encoding="utf-8")
+    notebook.write_text(text.replace("runs = {}", "import os; os.kill(os.getpid(), 9)"))
+    output = shell("python -m study.cli run playground", made, fails=True)
+    notebook.write_text(text, encoding="utf-8")
+    assert "playground: its kernel was killed, as the system does when memory runs out" in output
+
+
+def test_another_kernel_of_the_same_name_is_not_taken(made, tmp_path):
+    other = tmp_path / "kernels" / "python3"
+    other.mkdir(parents=True)
+    kernel = {"argv": ["false", "{connection_file}"], "display_name": "x", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(kernel))
+    shell(f"JUPYTER_PATH={tmp_path} python -m study.cli run playground", made)
+
+
+def test_a_python_without_the_packages_says_what_to_do(made):
+    command = "PATH=/usr/bin:/bin python3 -S -m study.cli plan smoke"
+    assert "error: the packages of this project are not in" in shell(command, made, fails=True)
 
 
 @pytest.fixture(scope="module")
-def shared(made, tmp_path_factory) -> Path:
-    """The same clone, its scale set to smoke as a user would, its results committed and pushed."""
+def shared(made, tmp_path_factory):
+    """The same clone, its results committed and pushed."""
     shell(f"dvc remote add -q -d shared {tmp_path_factory.mktemp('shared') / 'remote'}", made)
-    shell("sed -i 's/^scale: demo/scale: smoke/' params.yaml", made)
-    shell("git add -A && git add -f results/smoke && git commit -q -m 'Smoke results'", made)
+    shell("git add -A && git commit -q -m 'Smoke results'", made)
     shell("dvc push -q", made)
     return made
 
 
 def test_looking_and_rewording_trains_nothing(shared):
     """The notebook as JupyterLab runs it, its prose and a docstring edited."""
-    looked = "papermill -p run smoke/playground train.ipynb ../build/looked.ipynb"
-    shell(looked, shared / "notebooks")
-    assert "up to date" in shell("dvc status", shared)
-    notebook, module = shared / "notebooks" / "train.ipynb", shared / "wexlib" / "train.py"
+    shell("papermill -p run playground train.ipynb ../build/looked.ipynb", shared / "notebooks")
+    assert ran(shell("dvc repro", shared)) == set()
+    notebook, module = shared / "notebooks" / "train.ipynb", shared / "study/train/loop.py"
     notebook.write_text(notebook.read_text().replace("# One run", "# One run, reworded"))
     module.write_text(module.read_text().replace("Train one run:", "# Train  one run:"))
-    assert ran(shell("dvc repro", shared)) == {"plan@smoke", "book@smoke"}
+    assert ran(shell("dvc repro", shared)) == {"plan", "scales/smoke/dvc.yaml:plan"}
     chapter = shared / "notebooks" / "06_results.ipynb"
     chapter.write_text(chapter.read_text().replace("# 6. Results", "# 6. The results"))
-    assert ran(shell("dvc repro", shared)) == {"chapter@smoke-06_results", "book@smoke"}
+    own = "scales/smoke/dvc.yaml:"
+    made = {f"{own}plan", f"{own}chapter@06_results", f"{own}book", "scale"}
+    assert ran(shell("dvc repro", shared)) == made
     assert "The results" in (shared / "reports/book/smoke/06_results.html").read_text()
-    shell("git restore notebooks wexlib && dvc repro", shared)
+    shell("git restore notebooks study && dvc repro", shared)
 
 
 def test_sharing_and_one_experiment(shared, tmp_path):
     """Pulled into a second clone, nothing runs there but the one experiment."""
-
     second = clone(shared, tmp_path / "second")
     shell("dvc pull -q", second)
-    assert "Running stage" not in shell("dvc repro", second)
+    assert ran(shell("dvc repro", second)) == set()
     tested = shell(
         f'{sys.executable} -c "from wexlib import load, fold;'
-        "print(type(fold(load('results/smoke/playground.json')).conv1).__name__)\"",
+        "print(type(fold(load('models/playground.safetensors')).conv1).__name__)\"",
         second,
     )
     assert tested.strip() == "Conv2d"
+    before = (second / "playground/result.json").read_text()
+    assert ran(shell("dvc exp run -S we.activation=leaky_relu", second)) == {"plan", "playground"}
+    assert (second / "playground/result.json").read_text() != before
+    shown = shell("COLUMNS=120 dvc exp show --no-pager --only-changed --drop '.*/'", second)
+    assert "accuracy" in shown and "we.activation" in shown and "leaky_relu" in shown
+    assert max(map(len, shown.splitlines())) <= 120 and "…" not in shown
+    assert "we.activation" in shell("dvc params diff", second)
+    assert "playground/metrics.json" in shell("dvc metrics diff --all", second)
 
-    before = (second / "results/smoke/playground.json").read_text()
-    output = shell("dvc exp run -S we.activation=leaky_relu", second)
-    assert ran(output) == {
-        "plan@smoke",
-        "playground@smoke",
-        "tables@smoke",
-        *CHAPTERS,
-        "book@smoke",
-    }
-    assert (second / "results/smoke/playground.json").read_text() != before
-    shown = shell("dvc exp show --csv", second)
-    assert "leaky_relu" in shown and "playground" in shown
+
+def test_a_fresh_clone_says_what_is_to_be_made_and_makes_the_playground_alone(shared, tmp_path):
+    fresh = clone(shared, tmp_path / "fresh")
+    dry = ran(shell("dvc repro --dry scales/smoke/dvc.yaml", fresh))
+    own = "scales/smoke/dvc.yaml:"
+    assert {name.partition("@")[0] for name in dry} >= {f"{own}data", f"{own}run-cifar100"}
+    assert f"{own}plan" not in dry
+    output = shell("dvc exp run -S we.activation=leaky_relu playground", fresh)
+    assert ran(output) == {"plan", f"{own}data@cifar100", "playground"}
 
 
 @pytest.mark.parametrize(
@@ -141,29 +158,54 @@ def test_sharing_and_one_experiment(shared, tmp_path):
     [
         ("we.actvation=relu", "Key 'actvation' is not in struct"),
         ("we.attention=cbm", "unknown we.attention 'cbm'"),
-        ("scale=gpuu", "unknown scale 'gpuu'"),
+        ("scale=gpuu", "scales/gpuu/scale.yaml"),
         ("train.lr=fast", "error: train.lr: expected a number above 0, got 'fast'"),
     ],
 )
 def test_a_bad_setting_is_refused_before_anything_is_lost(made, setting, sentence):
-    kept = sorted(p.name for p in (made / "results" / "smoke").glob("*.json"))
+    kept = (made / "playground/result.json").read_bytes()
     assert sentence in shell(f"dvc exp run -S {setting}", made, fails=True)
-    assert sorted(p.name for p in (made / "results" / "smoke").glob("*.json")) == kept
-    shell("git checkout -q params.yaml dvc.lock", made)
+    assert (made / "playground/result.json").read_bytes() == kept
+    shell("git checkout -q params.yaml dvc.lock playground", made)
 
 
-def test_evidence_is_made_when_asked_and_again_to_the_last_bit(made):
-    results = made / "results" / "smoke"
-    assert not list(results.glob("evidence-*"))
-    command = "python -m study.cli make --evidence --scale smoke"
+def test_two_shares_side_by_side(shared):
+    """README's command for several GPUs."""
+    [block] = re.findall(r"```bash\n(dvc repro scales/gpu.*?)```", README, re.DOTALL)
+    shell("rm -rf results/smoke models/smoke && rm -rf .dvc/cache", shared)
+    shell(
+        f"set -e; {block.replace('/gpu/', '/smoke/').replace(' &', ' > build/a.log &')} wait",
+        shared,
+    )
+    made = {p.stem for p in (shared / "results/smoke").glob("*.json")}
+    assert made == {n for n in RUNS if n.startswith(("resnext10", "resnet18"))}
+    shell("python -m study.cli make", shared)
+
+
+def test_a_grid_by_the_queue(shared):
+    shell("dvc exp run --queue -S we.activation=relu,silu,tanh playground", shared)
+    shell("dvc queue start -j 1 && dvc queue logs -q x || true", shared)
+    for _ in range(120):
+        status = shell("dvc queue status", shared)
+        if status.count("Success") + status.count("Failed") == 3:
+            break
+        time.sleep(2)
+    assert status.count("Success") == 3, status
+    shown = shell("dvc exp show --csv --only-changed --drop '.*/'", shared)
+    assert all(name in shown for name in ("silu", "tanh"))
+
+
+def test_real_results_stay_in_git_and_evidence_is_made_when_asked(made):
+    results = made / "results" / "cpu"
+    shell("git rm -rq results/cpu && git commit -qm 'No results'", made)
+    command = "python -m study.cli make --only evidence --scale cpu"
     shell(command, made)
     assert {p.stem for p in results.glob("evidence-*.json")} == set(EVIDENCE)
-    assert shell("git status --short params.yaml", made) == ""
-    page = (made / "reports/book/smoke/evidence.html").read_text(encoding="utf-8")
-    assert "evidence of the scale smoke" in page
+    assert "results/cpu/evidence-plain.json" in shell("git status --short -uall", made)
+    page = (made / "reports/book/cpu/evidence.html").read_text(encoding="utf-8")
+    assert "evidence of the scale cpu" in page
     lost = results / "evidence-se-ws.json"
     whole = lost.read_bytes()
     lost.unlink()
     shell(command, made)
     assert lost.read_bytes() == whole
-    assert "everything is up to date" in shell("python -m study.cli make --scale smoke", made)
