@@ -85,12 +85,14 @@ def execute(
 
 
 def _forget_times(executed: Path) -> None:
+    """Take out what is another one at each run, or by another Python, and is no output."""
     import nbformat
 
     content = nbformat.read(executed, as_version=4)
     for part in (content, *content.cells):
         for key in TIMES:
             part.metadata.pop(key, None)
+    content.metadata.get("language_info", {}).pop("version", None)
     nbformat.write(content, executed)
 
 
