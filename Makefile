@@ -2,7 +2,7 @@
 # make SCALE=cpu      the same at another scale: smoke, demo, cpu, gpu or thesis
 # make evidence       the runs that ask whether excitation does anything: real CIFAR-100, an evening and
 #                     more on 2 cores; SCALE=gpu: on a GPU
-# make book           the book alone, from the results that are there: trains nothing
+# make book           the book alone, from the results that are in Git: trains nothing (cpu; or SCALE=…)
 # make test           the set-up, then the style checks and the tests
 # make bench          times of training, inference and a whole run, into results/benchmarks (half an hour or
 #                     more on 2 cores that do nothing else; QUICK=1: a trial, into build/benchmarks)
@@ -58,7 +58,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+	$(if $(QUICK),$(BIN)/python -m benchmarks --quick,$(BIN)/dvc repro --force benchmarks/dvc.yaml)
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab
@@ -106,6 +106,6 @@ lock: | $(UV)
 
 # Only what Git ignores, and only in these folders. DVC's cache stays: it may hold days of training.
 clean:
-	git clean -dfX -- $(VENV) build $(addprefix data/,$(SCALES)) models reports results \
-		wexlib tests notebooks
+	git clean -dfX -- $(VENV) build $(addprefix data/,$(SCALES)) models playground reports results \
+		scales wexlib study tests notebooks
 	@echo "kept: .dvc/cache, from which dvc restores the results of finished runs"
