@@ -173,8 +173,9 @@ def _verdict(row) -> str:
 # --- for a reader ---------------------------------------------------------------------------
 
 
-def show(frame: pd.DataFrame) -> str:
-    """Claims as a Markdown table; a claim is named at the first of its rows."""
+def show(frame: pd.DataFrame, theme: str = "") -> str:
+    """Claims, of one theme if given, as a Markdown table; each is named once, at its first row."""
+    frame = frame[frame["theme"] == theme] if theme else frame
     rows = list(frame.itertuples())
     again = list(frame.duplicated(["theme", "claim"]))
     shown = {

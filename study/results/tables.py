@@ -83,46 +83,47 @@ def table(
 
 def _frame(entry: dict, results: Results, protocol: str) -> pd.DataFrame:
     plain = next(row["run"] for row in entry["rows"] if row.get("plain"))
-    rows = []
-    for row in entry["rows"]:
-        run = row.get("run", "")
-        against = NONE
-        if run not in ("", plain):
-            against = estimate(pair(run, plain), results, lambda run: run.last(protocol))
-        ours = _ours(results[run], protocol) if run and results[run] else {}
-        rows.append(_about(row, results) | against | {"data": "", "n": 0, "pairs": against["n"]})
-        rows[-1] |= ours
-    frame = pd.DataFrame(rows)
-    decided = decide(frame.assign(n=frame["pairs"]), every=True)
-    frame["p_holm"] = decided["p_holm"]
-    # Why there is none, status and caption say.
+    runs = [row.get("run", "") for row in entry["rows"]]
+    contrasts = [
+        NONE
+        if run in ("", plain)
+        else estimate(pair(run, plain), results, lambda made: made.last(protocol))
+        for run in runs
+    ]
+    decided = decide(pd.DataFrame(contrasts), every=True).drop(columns=["data", "real", "n"])
+    # Why a row has no verdict, its status and the caption say.
     decisive = decided["verdict"].isin(("higher", "lower", "undecided"))
-    frame["verdict"] = decided["verdict"].where(decisive, "")
+    decided["verdict"] = decided["verdict"].where(decisive, "")
+    rows = pd.DataFrame([_row(row, results, protocol) for row in entry["rows"]])
     columns = "row run data thesis mean sd n difference low high p p_holm verdict gap roughness"
-    return frame[[*columns.split(), "parameters", "status", "remark"]]
+    return rows.join(decided)[[*columns.split(), "parameters", "status", "remark"]]
 
 
-def _about(row: dict, results: Results) -> dict:
-    """What ``tables.yaml`` says of a row, and what is to be known about its run."""
+def _row(row: dict, results: Results, protocol: str) -> dict:
+    """What a row shows beside its difference: what ``tables.yaml`` says, and its run's means."""
     nan, run, thesis = math.nan, row.get("run", ""), row.get("thesis", math.nan)
     remarks = ["ours"] if row.get("ours") else []
     remarks += [row["remark"]] if "remark" in row else []
     if isinstance(thesis, list):
         remarks.append(f"thesis: {', '.join(f'{x:.2f}' for x in thesis)}")
-    if run and results[run]:
+    made = results[run] if run else None
+    if made:
         remarks += filter(None, [results.older_code(run)])
     return {
         "row": row["row"],
         "run": run,
         "thesis": sum(thesis) / len(thesis) if isinstance(thesis, list) else thesis,
+        "data": "",
+        "n": 0,
         **dict.fromkeys(("mean", "sd", "gap", "roughness", "parameters"), nan),
         "status": results.status(run) if run else "",
         "remark": "; ".join(remarks),
+        **(_means(made, protocol) if made else {}),
     }
 
 
-def _ours(run: Run, protocol: str) -> dict:
-    """A run's mean over seeds and what else a row shows of it."""
+def _means(run: Run, protocol: str) -> dict:
+    """A run's mean and standard deviation over seeds, and what else a row shows of it."""
     values = list(run.last(protocol).values())
     found = {
         "data": run.dataset,
@@ -230,7 +231,7 @@ def show(
     real = [each for each, shown in tables.items() if not set(shown.frame["data"]) <= _UNREAL]
     first = real[0] if real else scale
     texts = [tables.pop(first).markdown]
-    if first != scale:
+    if first != scale and tables[scale].frame["n"].any():
         texts.append(tables.pop(scale).markdown)
     ran = {each: shown for each, shown in tables.items() if shown.frame["n"].any()}
     if ran:
