@@ -7,7 +7,7 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from study.figures.plots import learning_curves, save, style
+from study.figures.plots import learning_curves, show, style
 from study.files import root
 from study.plan import config
 from study.results import tables
@@ -58,10 +58,8 @@ class Chapter:
 
     def show(self, figure: Figure, name: str) -> None:
         """Show a figure, and save it by its name: "6.1" as ``figure_6_1.svg``."""
-        if self.folder is not None:
-            stem = f"figure_{name.replace('.', '_')}" if name[0].isdigit() else name
-            save(figure, self.folder / f"{stem}.svg")
-        display(figure)
+        stem = f"figure_{name.replace('.', '_')}" if name[0].isdigit() else name
+        show(figure, stem, self.folder)
 
     def curves(self, lines: Mapping[tuple[str, str], str], title: str, name: str) -> None:
         """Show learning curves, a panel for each scale that has the runs; or say that none has.

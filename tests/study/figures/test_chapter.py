@@ -1,5 +1,6 @@
 """The object that every notebook starts with."""
 
+import json
 import shutil
 
 import pytest
@@ -22,12 +23,11 @@ def shown(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     displayed = []
     monkeypatch.setattr(module, "display", displayed.append)
+    monkeypatch.setattr("IPython.display.display", displayed.append)
     return displayed
 
 
 def put(scale, run, dataset):
-    import json
-
     folder = root() / "results" / scale
     result = {
         "data": {"dataset": dataset, "train": 1, "validation": 0},
