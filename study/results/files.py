@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -56,12 +55,9 @@ class Results:
         self, scale: str, home: Path | None = None, seeds: Sequence[int] | None = None
     ) -> None:
         self.scale, self.home, self.seeds = scale, home or root(), seeds
+        self.folder = self.home / "results" / scale
         self._runs: dict[str, Run | None] = {}
         self._status: dict[str, str] = {}
-
-    @cached_property
-    def folder(self) -> Path:
-        return self.home / "results" / self.scale
 
     def __getitem__(self, run: str) -> Run | None:
         if run not in self._runs:

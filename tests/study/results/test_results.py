@@ -175,6 +175,23 @@ def test_other_data_are_no_pairs(home):
     assert frame.loc["Better", "verdict"] == ""
 
 
+def test_a_table_is_written_as_data_as_markdown_and_for_latex(home, monkeypatch):
+    monkeypatch.setattr(results, "root", lambda: home)
+    monkeypatch.setattr(result_files, "root", lambda: home)
+    text = (home / "tables.yaml").read_text()
+    elsewhere = text.replace('"1":', '"2":').replace("setting", "scales: [gpu]\n  setting")
+    (home / "tables.yaml").write_text(text + elsewhere.replace("A table", "50 % of it"))
+    assert results.write_tables("cpu") == ["1"]
+    folder = home / "results" / "cpu" / "tables"
+    assert (folder / "table_1.md").read_text() == results.show("1", "cpu") + "\n"
+    assert "better,cifar100,52.0,14.2," in (folder / "table_1.csv").read_text()
+    latex = (folder / "table_1.tex").read_text()
+    assert r"Better & 52 & 14.20 $\pm$ 1.92 & 5 & +2.20 [1.64, 2.76] &" in latex
+    assert r"ours (\%)" in latex and r"\label{tab:table_1}" in latex
+    assert results.write_tables("gpu") == ["1", "2"]
+    assert r"Table 2. 50 \% of it" in (folder.parents[1] / "gpu/tables/table_2.tex").read_text()
+
+
 def test_the_summary_is_of_the_runs_that_the_thesis_reported(home, monkeypatch):
     put(home, "playground", [99.0])
     monkeypatch.setattr(results, "root", lambda: home)
