@@ -55,7 +55,7 @@ def learning_curves(
     """Accuracy or loss against the epoch: the mean over seeds as a line, every seed as a dot.
 
     Args:
-        curves: as :func:`study.results.files.read_curves` gives them, or ``curves_beside``: then a
+        curves: as ``study.results.files.Results.curves`` gives them, or ``curves_beside``: then a
             panel for each of its ``panel``.
         series: ``{(run, column): label}``, a line each.
         title: the figure's.

@@ -11,7 +11,6 @@ from wexlib.attach import excite, fold
 from wexlib.attention import BAM, CBAM, SE, Attention, Triplet
 from wexlib.excitation import Location, Magnitude, Standardize
 from wexlib.models import resnet18, resnext29
-from wexlib.recipe import Recipe
 
 ATTENTIONS = (SE(), CBAM(), BAM(), Triplet())
 
@@ -20,8 +19,8 @@ def _weight(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _excited(recipe: Recipe, layer: nn.Module) -> nn.Module:
-    return excite(layer, recipe, generator=torch.Generator().manual_seed(0))
+def _excited(excitation: object, layer: nn.Module) -> nn.Module:
+    return excite(layer, excitation, generator=torch.Generator().manual_seed(0))
 
 
 def attention_takes_weights() -> tuple[bool, str]:

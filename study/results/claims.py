@@ -7,8 +7,7 @@ code (:mod:`study.results.checks`). A claim that nothing is gained is contradict
 alone; no test can support it.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,13 +15,17 @@ import pandas as pd
 from study.files import root
 from study.plan.config import SCALES
 from study.results import checks
-from study.results.files import EMBEDDED, older_code, read_curves, read_result
-from study.results.measures import MEASURES, Run
-from study.results.statistics import LEVEL, PAIRS_FOR_VERDICT, holm, paired
-from study.results.tables import difference, p_value
+from study.results.contrasts import NONE, decide, measured
+from study.results.files import Results
+from study.results.measures import MEASURES
+from study.results.statistics import PAIRS_FOR_VERDICT
+from study.results.text import difference, markdown, p_value
 from wexlib.names import choose
 
-EXPECTS = ("higher", "lower", "not higher")
+#: What a claim expects of a difference, and what contradicts it.
+EXPECTS = {"higher": "lower", "lower": "higher", "not higher": "higher"}
+#: The measure of a claim that is no matter of chance.
+CHECKED = "checked by code"
 CHECKS = {
     function.__name__: function
     for function in (
@@ -87,7 +90,7 @@ def _check_pair(pair: object, place: str, roles: Mapping[str, str] | None) -> No
 # --- the evidence ---------------------------------------------------------------------------
 
 
-def evaluate(home: Path | None = None, scales: tuple[str, ...] = SCALES) -> pd.DataFrame:
+def evaluate(home: Path | None = None, scales: Sequence[str] = SCALES) -> pd.DataFrame:
     """Every claim with its evidence, a row for each pair of runs and each check.
 
     Each pair is taken at the largest of ``scales`` that has real data and five seeds in common;
@@ -102,6 +105,7 @@ def evaluate(home: Path | None = None, scales: tuple[str, ...] = SCALES) -> pd.D
     home = home or root()
     for scale in scales:
         choose(scale, SCALES, "scale")
+    largest_first = [Results(scale, home) for scale in reversed(SCALES) if scale in scales]
     rows = []
     for theme, claims in read_claims(home / "claims.yaml").items():
         for claim in claims:
@@ -109,85 +113,69 @@ def evaluate(home: Path | None = None, scales: tuple[str, ...] = SCALES) -> pd.D
             if "check" in claim:
                 rows.append(about | _checked(claim))
             else:
-                rows += [about | _tested(claim, *pair, home, scales) for pair in claim["pairs"]]
-    frame = pd.DataFrame(rows)
-    decides = frame["real"] & (frame["n"] >= PAIRS_FOR_VERDICT)
-    frame["p_holm"] = holm(list(frame["p"].where(decides)))
-    frame["verdict"] = [row.verdict or _verdict(row) for row in frame.itertuples()]
+                rows += [about | _tested(claim, *pair, largest_first) for pair in claim["pairs"]]
+    frame = decide(pd.DataFrame(rows))
+    frame["verdict"] = [row.checked or _verdict(row) for row in frame.itertuples()]
     columns = "theme claim where compared measure scale data n difference low high p p_holm verdict"
     return frame[[*columns.split(), "found", "remark"]]
 
 
 def _checked(claim: dict) -> dict:
     holds, found = CHECKS[claim["check"]]()
-    return {
+    return NONE | {
         "compared": "",
-        "measure": "checked by code",
+        "measure": CHECKED,
         "scale": "",
-        "data": "",
-        "n": 0,
-        **{key: math.nan for key in ("difference", "low", "high", "p")},
-        "real": False,
         "expects": "",
-        "verdict": "supported" if holds else "contradicted",
+        "checked": "supported" if holds else "contradicted",
         "found": found,
         "remark": claim.get("remark", ""),
     }
 
 
-def _tested(claim: dict, of: str, against: str, home: Path, scales: tuple[str, ...]) -> dict:
-    measure, name = MEASURES[claim["measure"]]
+def _tested(claim: dict, of: str, against: str, largest_first: Sequence[Results]) -> dict:
     found = []
-    for scale in reversed([scale for scale in SCALES if scale in scales]):
-        results = [read_result(scale, run, home) for run in (of, against)]
-        if not all(result and "test_last" in result for result in results):
-            continue
-        if results[0]["data"] != results[1]["data"]:
-            continue  # made before the scale's data were changed
-        runs = [Run(result, read_curves(scale, [result["run"]], home)) for result in results]
-        data = results[0]["data"]["dataset"]
-        older = dict.fromkeys(filter(None, (older_code(result, home) for result in results)))
-        about = {"scale": scale, "data": data, "real": data not in EMBEDDED, "older": older}
-        found.append(about | measure(*runs, claim["expects"]))
-    none = {"scale": "", "data": "", "real": False, "older": {}} | paired({}, {})
-    best = max((each for each in found if each["pairs"]), key=_weight, default=none)
+    for results in largest_first:
+        estimate = measured(claim["measure"], of, against, results, claim["expects"])
+        if estimate["n"]:
+            older = [results.older_code(run) for run in (of, against)]
+            found.append(estimate | {"scale": results.scale, "older": older})
+    best = max(found, key=_weight, default=NONE | {"scale": "", "older": []})
     first = [of, against] == claim["pairs"][0]
-    remarks = [claim["remark"]] if first and "remark" in claim else []
+    remarks = [claim.get("remark", "")] if first else []
     return best | {
         "compared": f"{of} − {against}",
-        "measure": name,
-        "n": best["pairs"],
+        "measure": MEASURES[claim["measure"]],
         "expects": claim["expects"],
-        "verdict": "",
+        "checked": "",
         "found": "",
-        "remark": "; ".join([*remarks, *best["older"]]),
+        "remark": "; ".join(dict.fromkeys(filter(None, [*remarks, *best["older"]]))),
     }
 
 
-def _weight(found: dict) -> tuple:
-    decides = found["real"] and found["pairs"] >= PAIRS_FOR_VERDICT
-    return decides, found["real"], 0 if decides or not found["real"] else found["pairs"]
+def _weight(estimate: dict) -> tuple:
+    real, n = estimate["real"], estimate["n"]
+    decides = real and n >= PAIRS_FOR_VERDICT
+    return decides, real, 0 if decides or not real else n
 
 
 def _verdict(row) -> str:
-    if not row.n:
-        return "not run"
-    if not row.real:
-        return "no verdict: embedded data"
-    if math.isnan(row.p_holm) or row.p_holm >= LEVEL:
-        return f"undecided at n = {row.n}"
-    found = "higher" if row.difference > 0 else "lower"
-    if row.expects == "not higher":
-        return "contradicted" if found == "higher" else f"undecided at n = {row.n}"
-    return "supported" if row.expects == found else "contradicted"
+    """What the contrast's verdict says of the claim."""
+    if not row.n or not row.real:
+        return row.verdict
+    if row.verdict == row.expects:
+        return "supported"
+    if row.verdict == EXPECTS[row.expects]:
+        return "contradicted"
+    return f"undecided at n = {row.n}"
 
 
 # --- for a reader ---------------------------------------------------------------------------
 
 
-def show(frame: pd.DataFrame) -> str:
-    """Claims as a Markdown table; a claim is named at the first of its rows."""
-
+def show(frame: pd.DataFrame, theme: str = "") -> str:
+    """Claims, of one theme if given, as a Markdown table; each is named once, at its first row."""
+    frame = frame[frame["theme"] == theme] if theme else frame
     rows = list(frame.itertuples())
     again = list(frame.duplicated(["theme", "claim"]))
     shown = {
@@ -201,4 +189,4 @@ def show(frame: pd.DataFrame) -> str:
         "verdict": [row.verdict for row in rows],
         "remark": [row.remark for row in rows],
     }
-    return pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
+    return markdown(shown)

@@ -1,8 +1,7 @@
 """Whether excitation does anything: the evidence's runs, taken together.
 
-Every question is a contrast, a weighted sum of runs taken seed by seed: 1 and −1 for two runs,
-1/4 and −1/4 for the main effect of two by four cells. Its values on n seeds are tested against zero
-as a pair's differences are, and against the bound ±:data:`MARGIN` for equivalence.
+Every question is a contrast (:mod:`study.results.contrasts`): 1 and −1 for two runs, 1/4 and −1/4
+for the main effect of two by four cells.
 """
 
 import json
@@ -14,32 +13,17 @@ import pandas as pd
 
 from study.files import root
 from study.plan.config import EVIDENCE, SCALES
-from study.results.files import read_curves, read_result
-from study.results.measures import VALUES, Run
-from study.results.statistics import (
-    LEVEL,
-    PAIRS_FOR_VERDICT,
-    detectable,
-    equivalence,
-    holm,
-    paired,
-    seeds_needed,
-)
-from study.results.tables import difference, number, p_value
+from study.results.contrasts import BOUNDS, MARGIN, Weights, decide, estimate, pair, same_data
+from study.results.files import Results, Run
+from study.results.measures import VALUES
+from study.results.text import difference, markdown, p_value, rounded
 
 #: The excitations of the factorial, as runs name them, and their names for a reader.
 EXCITATIONS = {"se": "SE", "ours": "CBAM with skips", "mwe": "magnitude"}
-#: Percentage points that are taken for no difference.
-MARGIN = 0.5
 #: The rates tried, as runs name them; the factorial's own is between the two.
 RATES = ("low", "", "high")
 #: The controls of SE's gate, as runs name them.
 CONTROLS = ("free", "frozen", "mean")
-
-#: What :func:`compare` says about how little could be seen.
-BOUNDS = ("p_equivalence", "low_90", "high_90", "detectable", "detectable_holm", "seeds")
-
-Contrast = Mapping[str, float]
 
 
 def cell(excitation: str = "", standardized: bool = False, rate: str = "", model: str = "") -> str:
@@ -58,7 +42,7 @@ def cells(excitations: Mapping[str, str] = EXCITATIONS, **options: str) -> dict:
     }
 
 
-def effects(runs: Mapping[tuple[str, bool], str]) -> dict[str, Contrast]:
+def effects(runs: Mapping[tuple[str, bool], str]) -> dict[str, Weights]:
     """The contrasts of a factorial, standardization by excitation.
 
     The main effect of standardization over k cells, (1/k)·Σ_e (y_e+WS − y_e); for each excitation
@@ -83,9 +67,9 @@ def effects(runs: Mapping[tuple[str, bool], str]) -> dict[str, Contrast]:
     return found
 
 
-def pairs(*compared: tuple[str, str]) -> dict[str, Contrast]:
+def pairs(*compared: tuple[str, str]) -> dict[str, Weights]:
     """The contrast of each (run, run) with its own name."""
-    return {f"{short(of)} − {short(against)}": {of: 1, against: -1} for of, against in compared}
+    return {f"{short(of)} − {short(against)}": pair(of, against) for of, against in compared}
 
 
 def short(run: str) -> str:
@@ -98,71 +82,31 @@ def scales_with_evidence(home: Path | None = None) -> list[str]:
     return [s for s in reversed(SCALES) if any((folder / s).glob(f"{EVIDENCE}-*.json"))]
 
 
-def values(run: str, scale: str, measure: str, home: Path | None = None) -> dict[int, float]:
-    """A run's number by ``measure``, a key of ``study.results.measures.VALUES``, for each seed."""
-    return _values(read_result(scale, run, home), scale, measure, home)
-
-
-def _values(result: dict | None, scale: str, measure: str, home: Path | None) -> dict[int, float]:
-    if result is None or "not_run" in result:
-        return {}
-    return VALUES[measure][0](Run(result, read_curves(scale, [result["run"]], home)))
-
-
 def compare(
-    contrasts: Mapping[str, Contrast],
+    contrasts: Mapping[str, Weights],
     scale: str,
     measure: str = "accuracy",
     home: Path | None = None,
 ) -> pd.DataFrame:
     """Each contrast on the seeds that all its runs have.
 
-    Columns: contrast, difference, low, high (95 %), p, p_holm, n, verdict, p_equivalence, low_90,
-    high_90, detectable, detectable_holm, seeds. The family of Holm's correction is ``contrasts``,
-    those that have not run too. ``p_equivalence`` is that of two one-sided tests against
-    ±:data:`MARGIN`, by Holm's correction too, and belongs to the 90 % interval; ``detectable`` the
-    true difference that this n finds in four of five such experiments at 5 %, and at the 5 % over
-    the family of Holm's first step; ``seeds`` those with which two one-sided tests would find "no
-    difference" as often, if there were none. All these are of accuracy only, and they and verdicts
-    take five seeds.
+    Columns: contrast, difference, low, high (95 %), p, p_holm, n, verdict, and the bounds that
+    :func:`study.results.contrasts.estimate` explains, which are of accuracy only. The family of
+    Holm's correction is ``contrasts``, those that have not run too.
 
     Raises:
         ValueError: two runs of a contrast were made on different data.
     """
-    runs = dict.fromkeys(run for weights in contrasts.values() for run in weights)
-    results = {run: read_result(scale, run, home) for run in runs}
-    scores = {run: _values(result, scale, measure, home) for run, result in results.items()}
+    results, family = Results(scale, home), len(contrasts)
     rows = []
     for name, weights in contrasts.items():
-        data = [results[run]["data"] for run in weights if results[run]]
-        if any(other != data[0] for other in data[1:]):
+        if not same_data(weights, results):
             raise ValueError(f"{name}: its runs are of different data: make the older ones again")
-        seeds = sorted(set.intersection(*(set(scores[run]) for run in weights)))
-        sums = {s: sum(w * scores[run][s] for run, w in weights.items()) for s in seeds}
-        row = paired(sums, dict.fromkeys(seeds, 0.0))
-        enough = row["pairs"] >= PAIRS_FOR_VERDICT
-        bounds = dict.fromkeys(BOUNDS, math.nan)
-        if enough and measure == "accuracy":
-            d = list(sums.values())
-            least = [detectable(d, level) for level in (LEVEL, LEVEL / len(contrasts))]
-            known = (*equivalence(d, MARGIN), *least, seeds_needed(d, MARGIN))
-            bounds = dict(zip(BOUNDS, known, strict=True))
-        rows.append({"contrast": name} | row | bounds | {"enough": enough})
-    frame = pd.DataFrame(rows).rename(columns={"pairs": "n"})
-    frame["p_holm"] = holm(list(frame["p"].where(frame["enough"])), len(frame))
-    frame["p_equivalence"] = holm(list(frame["p_equivalence"]), len(frame))
-    frame["verdict"] = [_verdict(row) for row in frame.itertuples()]
+        bounded = family if measure == "accuracy" else 0
+        row = estimate(weights, results, VALUES[measure], family=bounded)
+        rows.append({"contrast": name} | dict.fromkeys(BOUNDS, math.nan) | row)
+    frame = decide(pd.DataFrame(rows), family)
     return frame[["contrast", "difference", "low", "high", "p", "p_holm", "n", "verdict", *BOUNDS]]
-
-
-def _verdict(row) -> str:
-    if not row.n:
-        return "not run"
-    if not row.enough:
-        return "no verdict: n < 5"
-    if row.p_holm < LEVEL:
-        return "higher" if row.difference > 0 else "lower"
-    return f"equal within {MARGIN}" if row.p_equivalence < LEVEL else "undecided"
 
 
 def rates(scale: str, home: Path | None = None) -> pd.DataFrame:
@@ -176,18 +120,17 @@ def rates(scale: str, home: Path | None = None) -> pd.DataFrame:
     all rates have), best (the rate), seeds (that the decision rests on), run (that ran at it), test
     (its mean), n.
     """
-    rows = []
+    results, rows = Results(scale, home), []
     for key in cells():
-        runs = [cell(*key, rate) for rate in RATES]
-        tried = {run: read_result(scale, run, home) for run in runs}
+        tried = {run: results[run] for run in (cell(*key, rate) for rate in RATES)}
         if not all(tried.values()):
             continue
-        lr = {run: result["config"]["train"]["lr"] for run, result in tried.items()}
+        lr = {name: run.result["config"]["train"]["lr"] for name, run in tried.items()}
         scores, _ = _validation(tried)
         middle, ahead = cell(*key), max(scores, key=scores.get)
         shared, seeds = _validation({run: tried[run] for run in (middle, ahead)})
         best = max(shared, key=shared.get)  # the first of equal ones: the middle
-        test = tried[best]["test_last"]
+        test = tried[best].result["test_last"]
         rows.append(
             {"cell": short(middle)}
             | {lr[run]: score for run, score in scores.items()}
@@ -202,12 +145,9 @@ def rates(scale: str, home: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _validation(results: Mapping[str, dict]) -> tuple[dict[str, float], int]:
+def _validation(runs: Mapping[str, Run]) -> tuple[dict[str, float], int]:
     """Each run's mean validation accuracy over the seeds that all have, and their number."""
-    found = {
-        run: dict(zip(result["seeds"], result["validation_last"], strict=True))
-        for run, result in results.items()
-    }
+    found = {name: run.last("validation_last") for name, run in runs.items()}
     shared = set.intersection(*map(set, found.values()))
     means = {run: sum(y[seed] for seed in shared) / len(shared) for run, y in found.items()}
     return means, len(shared)
@@ -234,7 +174,7 @@ def show(frame: pd.DataFrame, *, bounds: bool = True) -> str:
     }
     if bounds:
         shown[f"p of ±{MARGIN}"] = [p_value(row.p_equivalence) for row in rows]
-    return pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
+    return markdown(shown)
 
 
 def show_bounds(frame: pd.DataFrame) -> str:
@@ -242,12 +182,12 @@ def show_bounds(frame: pd.DataFrame) -> str:
     rows = [row for row in frame.itertuples() if not math.isnan(row.detectable)]
     shown = {
         "contrast": [row.contrast for row in rows],
-        "90 % interval": [f"[{number(row.low_90)}, {number(row.high_90)}]" for row in rows],
-        "detectable": [number(row.detectable) for row in rows],
-        f"detectable (Holm, {len(frame)})": [number(row.detectable_holm) for row in rows],
+        "90 % interval": [f"[{rounded(row.low_90)}, {rounded(row.high_90)}]" for row in rows],
+        "detectable": [rounded(row.detectable) for row in rows],
+        f"detectable (Holm, {len(frame)})": [rounded(row.detectable_holm) for row in rows],
         f"seeds for ±{MARGIN}": [f"{row.seeds:.0f}" for row in rows],
     }
-    return pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
+    return markdown(shown)
 
 
 def show_rates(frame: pd.DataFrame) -> str:
@@ -276,11 +216,13 @@ def reading(frame: pd.DataFrame) -> str:
 
 def scores(runs: Mapping[tuple[str, bool], str], scale: str) -> pd.DataFrame:
     """Test accuracies of a factorial, a row for each cell and seed."""
+    results = Results(scale)
     return pd.DataFrame(
         [
             {"excitation": EXCITATIONS.get(e, "none"), "WS": ws, "seed": seed, "accuracy": y}
             for (e, ws), run in runs.items()
-            for seed, y in values(run, scale, "accuracy").items()
+            if results[run]
+            for seed, y in VALUES["accuracy"](results[run]).items()
         ]
     )
 

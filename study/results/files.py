@@ -1,7 +1,8 @@
-"""Reading what runs left behind: results and curves, of one scale or of all."""
+"""What the runs of a scale left behind: results and curves, each file read once."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,63 +14,122 @@ from study.plan.config import SCALES
 EMBEDDED = ("digits10", "digits100")
 
 
-def read_result(scale: str, run: str, home: Path | None = None) -> dict | None:
-    """A run's result, or None before it ran."""
-    path = (home or root()) / "results" / scale / f"{run}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+@dataclass(frozen=True)
+class Run:
+    """What one run left: its result, and its curves, a row for each seed and epoch."""
+
+    result: dict
+    curves: pd.DataFrame
+
+    @property
+    def data(self) -> dict:
+        return self.result["data"]
+
+    @property
+    def dataset(self) -> str:
+        return self.data["dataset"]
+
+    def last(self, key: str) -> dict[int, float]:
+        """A number of the result for each seed."""
+        return dict(zip(self.result["seeds"], self.result[key], strict=True))
+
+    def curve(self, column: str) -> dict[int, list[float]]:
+        """A column of the curves for each seed; empty where the scale has not got it."""
+        rows = self.curves.dropna(subset=[column])
+        return {seed: list(group[column]) for seed, group in rows.groupby("seed")}
 
 
-def read_curves(scale: str, runs: Sequence[str], home: Path | None = None) -> pd.DataFrame:
-    """The curves of those of ``runs`` that ran: a row for each run, seed and epoch."""
-    folder = (home or root()) / "results" / scale / "curves"
-    frames = [
-        pd.read_csv(folder / f"{run}.csv").assign(run=run)
-        for run in runs
-        if (folder / f"{run}.csv").is_file()
-    ]
-    return pd.concat([f for f in frames if len(f)]) if any(map(len, frames)) else pd.DataFrame()
+class Results:
+    """The runs of one scale, by name: ``Results("cpu")["resnet18"]`` is a :class:`Run`.
+
+    A name whose run was not made gives None, and :meth:`status` says why. Files are read when they
+    are asked for, and once.
+
+    Args:
+        scale: one of :data:`study.plan.config.SCALES`.
+        home: the project's folder; the one around the working folder unless given.
+        seeds: as if runs had these seeds only; all unless given.
+    """
+
+    def __init__(
+        self, scale: str, home: Path | None = None, seeds: Sequence[int] | None = None
+    ) -> None:
+        self.scale, self.home, self.seeds = scale, home or root(), seeds
+        self.folder = self.home / "results" / scale
+        self._runs: dict[str, Run | None] = {}
+        self._status: dict[str, str] = {}
+
+    def __getitem__(self, run: str) -> Run | None:
+        if run not in self._runs:
+            self._runs[run] = self._read(run)
+        return self._runs[run]
+
+    def status(self, run: str) -> str:
+        """Why the run has no result; empty where it has one."""
+        return "" if self[run] else self._status[run]
+
+    def _read(self, run: str) -> Run | None:
+        path = self.folder / f"{run}.json"
+        self._status[run] = "not run yet"
+        if not path.is_file():
+            return None
+        result = json.loads(path.read_text(encoding="utf-8"))
+        seeds = result.get("seeds", [])
+        kept = [i for i, seed in enumerate(seeds) if self.seeds is None or seed in self.seeds]
+        if "not_run" in result or not kept:
+            none = f"of the seeds {list(self.seeds or [])} it has none"
+            self._status[run] = f"not run: {result.get('not_run', none)}"
+            return None
+        for key, value in result.items():
+            if isinstance(value, list) and len(value) == len(seeds):
+                result[key] = [value[i] for i in kept]
+        path = self.folder / "curves" / f"{run}.csv"
+        curves = pd.read_csv(path) if path.is_file() else pd.DataFrame({"seed": []})
+        return Run(result, curves[curves["seed"].isin(result["seeds"])])
+
+    def curves(self, runs: Sequence[str]) -> pd.DataFrame:
+        """The curves of those of ``runs`` that were made, with a column ``run``."""
+        frames = [self[run].curves.assign(run=run) for run in runs if self[run]]
+        frames = [frame for frame in frames if len(frame)]
+        return pd.concat(frames) if frames else pd.DataFrame()
+
+    def older_code(self, run: str) -> str:
+        """A remark where the present code is not that which made the run's result."""
+        plan = self.home / "build" / "plan" / self.scale / f"{run}.json"
+        if not plan.is_file():
+            return ""
+        planned = json.loads(plan.read_text(encoding="utf-8"))
+        if planned["code"] == self[run].result["config"]["code"]:
+            return ""
+        made = self.folder / "provenance" / f"{run}.json"
+        commit = json.loads(made.read_text(encoding="utf-8")).get("commit", "")[:7]
+        return f"made by older code (commit {commit or 'unknown'})"
+
+
+def largest_first(scale: str) -> list[str]:
+    """``scale``, then the others from the largest to the smallest."""
+    return [scale, *(other for other in reversed(SCALES) if other != scale)]
 
 
 def curves_beside(
-    scale: str, runs: Sequence[str], seeds: Sequence[int] | None = None, home: Path | None = None
+    scale: str,
+    runs: Sequence[str],
+    seeds: Sequence[int] | None = None,
+    home: Path | None = None,
+    *,
+    others: bool = True,
 ) -> pd.DataFrame:
-    """The curves of ``runs`` at ``scale``, then at every other scale that has some of them.
+    """The curves of ``runs`` at ``scale`` and at every other scale, real data first.
 
-    Like :func:`read_curves`, of ``seeds`` only where given, with a column ``panel`` that says scale
-    and data.
+    Of ``seeds`` only where given, and of ``scale`` only without ``others``. Columns: those of the
+    files, run, and ``panel``, which says scale and data.
     """
     frames = []
-    for each in (scale, *(other for other in SCALES if other != scale)):
-        curves = read_curves(each, runs, home)
-        if seeds is not None and not curves.empty:
-            curves = curves[curves["seed"].isin(seeds)]
+    for each in largest_first(scale) if others else [scale]:
+        results = Results(each, home, seeds)
+        curves = results.curves(runs)
         if not curves.empty:
-            data = read_result(each, curves["run"].iloc[0], home)["data"]["dataset"]
-            frames.append(curves.assign(panel=f"{each}: {data}"))
-    return pd.concat(frames) if frames else pd.DataFrame()
-
-
-def of_seeds(result: dict | None, seeds: Sequence[int] | None) -> dict | None:
-    """A result as if it had only those of its seeds that are in ``seeds``."""
-    if seeds is None or not result or "not_run" in result:
-        return result
-    kept = [i for i, seed in enumerate(result["seeds"]) if seed in seeds]
-    if not kept:
-        return result | {"not_run": f"of the seeds {list(seeds)} it has none"}
-    return result | {
-        key: [value[i] for i in kept]
-        for key, value in result.items()
-        if isinstance(value, list) and len(value) == len(result["seeds"])
-    }
-
-
-def older_code(result: dict, home: Path) -> str:
-    """A remark where the present code is not that which made the result."""
-    plan = home / "build" / "plan" / result["scale"] / f"{result['run']}.json"
-    if not plan.is_file():
-        return ""
-    if json.loads(plan.read_text(encoding="utf-8"))["code"] == result["config"]["code"]:
-        return ""
-    made = home / "results" / result["scale"] / "provenance" / f"{result['run']}.json"
-    commit = json.loads(made.read_text(encoding="utf-8")).get("commit", "")[:7]
-    return f"made by older code (commit {commit or 'unknown'})"
+            dataset = results[curves["run"].iloc[0]].dataset
+            frames.append((dataset in EMBEDDED, curves.assign(panel=f"{each}: {dataset}")))
+    frames.sort(key=lambda frame: frame[0])  # stable: the rest of the order stays
+    return pd.concat([curves for _, curves in frames]) if frames else pd.DataFrame()

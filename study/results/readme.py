@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from study.files import root, write_text
+from study.results.evidence import cells, compare, effects, reading
 
 MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
 #: The table that stands in the README.
@@ -12,8 +13,6 @@ README_TABLE = "table_E_1.md"
 
 def readme_block(scale: str) -> str:
     """The evidence's factorial at ``scale``, as the stage ``tables`` wrote it, and its reading."""
-    from study.results.evidence import cells, compare, effects, reading
-
     path = root() / "results" / scale / "tables" / README_TABLE
     table = path.read_text(encoding="utf-8").rstrip()
     return f"{table}\n\n{reading(compare(effects(cells()), scale))}"

@@ -2,32 +2,31 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 #: The least p at which nothing is decided.
 LEVEL = 0.05
 PAIRS_FOR_INTERVAL, PAIRS_FOR_VERDICT = 3, 5
 
 
-def paired(ours: Mapping[int, float], plain: Mapping[int, float]) -> dict:
-    """The mean difference over the seeds that both have, its 95 % t interval, and p.
+def paired_t(differences: Sequence[float], rounding: float = 0.0) -> dict:
+    """The mean of paired differences, its 95 % t interval, and p; keys difference, low, high, p, n.
 
     With d the n differences: mean d ± t(0.975, n − 1)·sd(d)/√n, and the two-sided p of
-    t = mean d·√n/sd(d). Interval and p are NaN below three pairs; p is also where all d are equal.
+    t = mean d·√n/sd(d). Interval and p are NaN below three pairs; p is also where all d are equal,
+    their standard error no more than ``rounding``.
     """
     from scipy import stats
 
-    differences = [ours[seed] - plain[seed] for seed in ours if seed in plain]
     n, nan = len(differences), math.nan
     if not n:
-        return {"difference": nan, "low": nan, "high": nan, "p": nan, "pairs": 0}
-    found = {"difference": sum(differences) / n, "low": nan, "high": nan, "p": nan, "pairs": n}
+        return {"difference": nan, "low": nan, "high": nan, "p": nan, "n": 0}
+    found = {"difference": sum(differences) / n, "low": nan, "high": nan, "p": nan, "n": n}
     if n >= PAIRS_FOR_INTERVAL:
         _, mean, error = _mean_and_error(differences)
         half = stats.t.ppf(0.975, n - 1) * error
         found |= {"low": mean - half, "high": mean + half}
-        # Differences of rounded numbers that are all equal differ in their last bits.
-        if error > 1e-12 * max(map(abs, ours.values())):
+        if error > rounding:
             found["p"] = 2 * stats.t.sf(abs(mean) / error, n - 1)
     return found
 

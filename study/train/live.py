@@ -73,6 +73,11 @@ def prune_and_retrain(
     return rows
 
 
+def cross_entropy_on(images: torch.Tensor, labels: torch.Tensor) -> Loss:
+    """The mean cross-entropy on these images, in nats, as a function of the network."""
+    return lambda network: nn.functional.cross_entropy(network(images), labels)
+
+
 def minimize(model: nn.Module, loss: Loss, *, steps: int = 200) -> float:
     """Go to a minimum of ``loss`` by L-BFGS, all images at once; return the loss there."""
     optimizer = torch.optim.LBFGS(

@@ -1,5 +1,6 @@
 """Notebooks as they are committed, and as they run where nothing was made yet."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -29,6 +30,17 @@ def test_a_notebook_is_committed_clean_and_readable(path):
     assert max(len(cell["source"]) for cell in code) <= LONGEST_CELL
     assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
     assert cells[0]["cell_type"] == "markdown" and cells[0]["source"][0].startswith("# ")
+
+
+CHAPTERS = [path for path in NOTEBOOKS if path.stem != "speed"]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_imports_stand_on_top_and_functions_in_packages(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    below = [node for text in code[2:] for node in ast.parse(text).body]
+    assert not {type(node) for node in below} & {ast.Import, ast.ImportFrom, ast.FunctionDef}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from study.files import root
-from study.results import checks, claims, measures
+from study.results import checks, claims, contrasts, files, measures
 
 PLAIN = [10.0, 11.0, 12.0, 13.0, 14.0]
 BETTER = [12.0, 13.0, 14.0, 15.0, 17.0]  # d = 2, 2, 2, 2, 3: mean 2.2, error 0.2, t = 11
@@ -58,7 +58,7 @@ def p_of(t: float) -> float:
     return 1 - 0.75 * math.sqrt(x) * (1 - x / 12)
 
 
-def run(curves) -> measures.Run:
+def run(curves) -> files.Run:
     import pandas as pd
 
     rows = [
@@ -67,7 +67,12 @@ def run(curves) -> measures.Run:
         for e, y in enumerate(curve, 1)
     ]
     result = {"seeds": list(range(len(curves))), "test_last": [curve[-1] for curve in curves]}
-    return measures.Run(result, pd.DataFrame(rows))
+    return files.Run(result, pd.DataFrame(rows))
+
+
+def every_epoch(of, against, expects) -> dict:
+    curves = {"of": of.curve("test_accuracy"), "against": against.curve("test_accuracy")}
+    return contrasts.every_epoch(contrasts.pair("of", "against"), curves, expects)
 
 
 def test_every_verdict_by_hand(home):
@@ -135,10 +140,10 @@ def test_every_epoch_is_supported_by_all_and_contradicted_by_one():
     d = [2.0, 2.0, 2.0, 2.0, 3.0]
     weak = [1.0, 2.0, 3.0, 4.0, 0.0]
     better = run([[10 + x, 10 + y, 10 + x] for x, y in zip(d, weak, strict=True)])
-    found = measures.every_epoch(better, plain, "higher")
+    found = every_epoch(better, plain, "higher")
     assert found["difference"] == pytest.approx(2)  # of the weakest epoch, and so is p
     assert found["p"] == pytest.approx(p_of(2 * math.sqrt(2)))
-    found = measures.every_epoch(better, plain, "lower")
+    found = every_epoch(better, plain, "lower")
     assert found["difference"] == pytest.approx(2.2)
     assert found["p"] == pytest.approx(3 * p_of(11))
 
@@ -146,30 +151,34 @@ def test_every_epoch_is_supported_by_all_and_contradicted_by_one():
 def test_an_epoch_without_p_hides_no_contradiction():
     plain = run([[1.0, 10.0]] * 5)
     worse = run([[1.0, 10 - x] for x in (2.0, 2.0, 2.0, 2.0, 3.0)])  # all at chance at first
-    found = measures.every_epoch(worse, plain, "higher")
+    found = every_epoch(worse, plain, "higher")
     assert found["p"] == pytest.approx(2 * p_of(11)) and found["difference"] < 0
-    assert math.isnan(measures.every_epoch(plain, worse, "higher")["p"])
+    assert math.isnan(every_epoch(plain, worse, "higher")["p"])
 
 
-def test_epochs_to_a_goal_by_hand():
+def test_epochs_to_a_goal_by_hand(home):
     curve = [10.0, 20.0, 30.0, 20.0]
-    assert measures.epochs_to(25, curve) == 2.5
-    assert measures.epochs_to(20, curve) == 2
-    assert measures.epochs_to(5, curve) == 1
-    assert measures.epochs_to(31, curve) == 4
+    assert measures.crossing(25, curve) == 2.5
+    assert measures.crossing(20, curve) == 2
+    assert measures.crossing(5, curve) == 1
+    assert measures.crossing(31, curve) == 4
     # 9/10 of the plain run's last accuracy is 18: after 1.8 epochs, and after 1.4.
-    found = measures.epochs(run([[10.0, 30.0, 20.0]]), run([[10.0, 20.0, 20.0]]), "lower")
+    put(home, "cpu", "fast", [20.0], curves=[[10.0, 30.0, 20.0]])
+    put(home, "cpu", "slow", [20.0], curves=[[10.0, 20.0, 20.0]])
+    found = contrasts.measured("epochs", "fast", "slow", files.Results("cpu", home), "lower")
     assert found["difference"] == pytest.approx(1.4 - 1.8)
 
 
-def test_the_other_measures_by_hand():
+def test_the_other_measures_by_hand(home):
     zigzag, line = run([[0.0, 2.0, 0.0, 2.0, 0.0]]), run([[1.0, 2.0, 3.0, 4.0, 5.0]])
     assert measures.rough(zigzag) == {0: 4} and measures.rough(line) == {0: 0}
     assert measures.early_accuracy(zigzag) == {0: 0} and measures.early_accuracy(line) == {0: 3}
-    of, _ = measures.MEASURES["roughness"]
-    assert of(zigzag, line, "lower")["difference"] == 4
-    narrow = measures.Run({"seeds": [0], "train_last": [9.0], "validation_last": [7.0]}, None)
-    without = measures.Run({"seeds": [0], "train_last": [9.0], "validation_last": [None]}, None)
+    put(home, "cpu", "zigzag", [0.0], curves=[[0.0, 2.0, 0.0, 2.0, 0.0]])
+    put(home, "cpu", "line", [5.0], curves=[[1.0, 2.0, 3.0, 4.0, 5.0]])
+    cpu = files.Results("cpu", home)
+    assert contrasts.measured("roughness", "zigzag", "line", cpu, "lower")["difference"] == 4
+    narrow = files.Run({"seeds": [0], "train_last": [9.0], "validation_last": [7.0]}, None)
+    without = files.Run({"seeds": [0], "train_last": [9.0], "validation_last": [None]}, None)
     assert measures.gap(narrow) == {0: 2} and measures.gap(without) == {}
 
 

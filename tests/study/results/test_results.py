@@ -6,8 +6,8 @@ import math
 import pytest
 
 from study.files import root
+from study.results import contrasts, readme, statistics
 from study.results import files as result_files
-from study.results import readme, statistics
 from study.results import tables as results
 
 CODE = {"train": "0123456789abcdef"}
@@ -55,9 +55,10 @@ def home(tmp_path):
 
 def test_a_paired_difference_by_hand():
     """d = 1, 2, 3: mean 2, sd 1, t = 2·√3; t(0.975, 2) = 4.302653; p = 1 − t/√(t² + 2)."""
-    found = statistics.paired({0: 2.0, 1: 4.0, 2: 6.0, 9: 99.0}, {0: 1.0, 1: 2.0, 2: 3.0, 5: 0.0})
+    ours, plain = {0: 2.0, 1: 4.0, 2: 6.0, 9: 99.0}, {0: 1.0, 1: 2.0, 2: 3.0, 5: 0.0}
+    found = contrasts.t_test(contrasts.pair("a", "b"), {"a": ours, "b": plain})
     half, t = 4.302652729911275 / math.sqrt(3), 2 * math.sqrt(3)
-    assert found["pairs"] == 3 and found["difference"] == 2
+    assert found["n"] == 3 and found["difference"] == 2
     assert found["low"] == pytest.approx(2 - half)
     assert found["high"] == pytest.approx(2 + half)
     assert found["p"] == pytest.approx(1 - t / math.sqrt(t * t + 2))
@@ -65,14 +66,15 @@ def test_a_paired_difference_by_hand():
 
 def test_equal_differences_have_no_p():
     plain = {0: 80.0, 1: 70.2, 2: 60.3, 3: 50.4, 4: 40.5}
-    found = statistics.paired({seed: score + 0.1 for seed, score in plain.items()}, plain)
+    ours = {seed: score + 0.1 for seed, score in plain.items()}
+    found = contrasts.t_test(contrasts.pair("a", "b"), {"a": ours, "b": plain})
     assert found["difference"] == pytest.approx(0.1) and math.isnan(found["p"])
 
 
 def test_two_pairs_have_no_interval_and_none_have_nothing():
-    two = statistics.paired({0: 2.0, 1: 4.0}, {0: 1.0, 1: 2.0})
+    two = statistics.paired_t([1.0, 2.0])
     assert two["difference"] == 1.5 and math.isnan(two["low"]) and math.isnan(two["p"])
-    assert math.isnan(statistics.paired({0: 1.0}, {1: 1.0})["difference"])
+    assert math.isnan(statistics.paired_t([])["difference"]) and statistics.paired_t([])["n"] == 0
 
 
 def test_holm_by_hand():
@@ -117,36 +119,50 @@ def test_a_table_of_some_seeds_by_hand(home):
     assert frame.loc["Plain", "status"] == "not run: of the seeds [9] it has none"
 
 
-def test_what_other_scales_have_stands_below(home, monkeypatch):
+def test_what_other_scales_have_stands_below(home):
     for name in ("plain", "better"):
         result = json.loads((home / "results" / "cpu" / f"{name}.json").read_text())
         put(home, name, result["test_last"], scale="gpu")
-    monkeypatch.setattr(results, "root", lambda: home)
-    monkeypatch.setattr(result_files, "root", lambda: home)
-    shown = results.show("1", "gpu", others=True)
+    shown = results.show("1", "gpu", others=True, home=home)
     above, below = shown.split("Table 1 at other scales: cpu, on cifar100.")
     assert "+2.20 [1.64, 2.76]" in above and "+2.20 [1.64, 2.76]" in below
     assert "demo" not in below and "| Noisy" in below
-    assert "other scales" not in results.show("1", "gpu", others=False)
-    only = results.show("1", "gpu", runs="better|later")
+    assert "other scales" not in results.show("1", "gpu", others=False, home=home)
+    only = results.show("1", "gpu", runs="better|later", home=home)
     assert "Plain" not in only and "Better" in only and "Quoted" not in only
-    none = results.show("1", "gpu", runs="nothing", others=True)
+    none = results.show("1", "gpu", runs="nothing", others=True, home=home)
     assert none == "Table 1 has no row whose run matches 'nothing'."
 
 
-def test_a_caption_says_how_much_was_trained(home, monkeypatch):
+def test_real_data_stand_first_and_embedded_below_and_apart(home):
+    """Asked for demo: the largest real scale, then demo's own table, then the rest in one."""
+    put(home, "plain", [90.0, 91.0], scale="demo", dataset="digits100")
+    put(home, "better", [50.0, 51.0], scale="gpu")
+    shown = results.show("1", "demo", others=True, home=home)
+    places = [shown.index(f"Scale {scale}: ours on") for scale in ("gpu", "demo")]
+    rest = shown.index("Table 1 at other scales: cpu, on cifar100.")
+    assert places[0] < places[1] < rest
+    assert "90.50" not in shown[: places[1]] and "90.50" in shown[places[1] : rest]
+    only = results.show("1", "demo", home=home)
+    assert "Scale gpu" not in only and "90.50" in only
+    asked = results.show("1", "cpu", others=True, home=home)  # real itself
+    assert asked.startswith("Table 1. A table. The thesis: somewhere. Scale cpu:")
+    assert "Table 1 at other scales: gpu, on cifar100; demo, on digits100." in asked
+
+
+def test_a_caption_says_how_much_was_trained(home):
     put(home, "noisy", [8.0, 13.0], scale="cpu", train=300)
-    monkeypatch.setattr(results, "root", lambda: home)
-    monkeypatch.setattr(result_files, "root", lambda: home)
     many = "ours on cifar100, 300 to 5,000 training images for 10 epochs, n = 2 to 5, "
-    assert many in results.show("1", "cpu")
-    assert "Scale thesis: nothing was run.\n" in results.show("1", "thesis")
+    assert many in results.show("1", "cpu", home=home)
+    assert "Scale thesis: nothing was run.\n" in results.show("1", "thesis", home=home)
 
 
 def test_curves_beside_have_a_panel_for_each_scale(home):
     put(home, "plain", [1.0, 2.0], scale="demo", dataset="digits100")
     curves = result_files.curves_beside("demo", ["plain", "better"], home=home)
-    assert list(dict.fromkeys(curves["panel"])) == ["demo: digits100", "cpu: cifar100"]
+    assert list(dict.fromkeys(curves["panel"])) == ["cpu: cifar100", "demo: digits100"]
+    alone = result_files.curves_beside("demo", ["plain", "better"], home=home, others=False)
+    assert set(alone["panel"]) == {"demo: digits100"}
     some = result_files.curves_beside("demo", ["plain"], seeds=[1], home=home)
     assert set(some["seed"]) == {1}
     assert result_files.curves_beside("demo", ["never"], home=home).empty
@@ -157,6 +173,40 @@ def test_other_data_are_no_pairs(home):
     frame = results.table("1", "cpu", home=home).set_index("row")
     assert frame.loc["Better", "mean"] == 14.2 and math.isnan(frame.loc["Better", "difference"])
     assert frame.loc["Better", "verdict"] == ""
+
+
+def test_a_table_is_written_as_data_as_markdown_and_for_latex(home, monkeypatch):
+    monkeypatch.setattr(results, "root", lambda: home)
+    monkeypatch.setattr(result_files, "root", lambda: home)
+    text = (home / "tables.yaml").read_text()
+    elsewhere = text.replace('"1":', '"2":').replace("setting", "scales: [gpu]\n  setting")
+    (home / "tables.yaml").write_text(text + elsewhere.replace("A table", "50 % of it"))
+    assert results.write_tables("cpu") == ["1"]
+    folder = home / "results" / "cpu" / "tables"
+    assert (folder / "table_1.md").read_text() == results.show("1", "cpu") + "\n"
+    assert "better,cifar100,52.0,14.2," in (folder / "table_1.csv").read_text()
+    latex = (folder / "table_1.tex").read_text()
+    assert r"Better & 52 & 14.20 $\pm$ 1.92 & 5 & +2.20 [1.64, 2.76] &" in latex
+    assert r"ours (\%)" in latex and r"\label{tab:table_1}" in latex
+    assert results.write_tables("gpu") == ["1", "2"]
+    assert r"Table 2. 50 \% of it" in (folder.parents[1] / "gpu/tables/table_2.tex").read_text()
+
+
+def test_the_summary_is_of_the_runs_that_the_thesis_reported(home, monkeypatch):
+    put(home, "playground", [99.0])
+    monkeypatch.setattr(results, "root", lambda: home)
+    monkeypatch.setattr(result_files, "root", lambda: home)
+    assert results.write_summary("cpu") == {"plain": 12, "better": 14.2}
+    path = home / "results" / "cpu" / "summary.json"
+    assert json.loads(path.read_text()) == {"plain": 12, "better": 14.2}
+
+
+def test_a_file_is_read_once(home):
+    cpu = result_files.Results("cpu", home)
+    first = cpu["plain"]
+    (home / "results" / "cpu" / "plain.json").unlink()
+    assert cpu["plain"] is first and cpu.status("plain") == ""
+    assert cpu["later"] is None and cpu.status("later") == "not run yet"
 
 
 def test_no_verdict_from_embedded_data_or_from_four_seeds(home):

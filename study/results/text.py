@@ -1,0 +1,77 @@
+"""Numbers and frames as a reader sees them: Markdown and LaTeX."""
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "%": r"\%",
+    "_": r"\_",
+    "&": r"\&",
+    "#": r"\#",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+    "×": r"$\times$",
+}
+
+
+def rounded(x: float, sign: str = "") -> str:
+    """Two decimals, a minus that is one, and a dash for NaN."""
+    return "–" if math.isnan(x) else f"{x:{sign}.2f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """Three decimals, and what they would round to nothing as such."""
+    return "–" if math.isnan(p) else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
+def difference(row) -> str:
+    """A row's difference with its interval, if it has one."""
+    interval = "" if math.isnan(row.low) else f" [{rounded(row.low)}, {rounded(row.high)}]"
+    return rounded(row.difference, "+") + interval
+
+
+def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
+    """A table's frame (:func:`study.results.tables.table`): rounded, dashes where there is nothing.
+
+    ``curves`` shows the gap and the roughness too; the thesis's column goes where it has nothing.
+    """
+
+    def ours(row) -> str:
+        if row.status:
+            return row.status
+        if not row.n:
+            return "–"
+        return rounded(row.mean) + ("" if math.isnan(row.sd) else f" ± {row.sd:.2f}")
+
+    rows = list(frame.itertuples())
+    shown = {"row": [row.row for row in rows]}
+    if frame["thesis"].notna().any():
+        shown["thesis (%)"] = ["–" if math.isnan(r.thesis) else f"{r.thesis:.6g}" for r in rows]
+    shown |= {
+        "ours (%)": [ours(row) for row in rows],
+        "n": [str(row.n) if row.n else "–" for row in rows],
+        "difference": [difference(row) for row in rows],
+    }
+    if curves:
+        shown["gap (points)"] = [rounded(row.gap, "+") for row in rows]
+        shown["roughness (points)"] = [rounded(row.roughness) for row in rows]
+    if any(frame["verdict"]):
+        shown["p (Holm)"] = [p_value(row.p_holm) for row in rows]
+        shown["verdict"] = [row.verdict or "–" for row in rows]
+    # What is to be said of every row, the caption says.
+    remarks = {} if frame["remark"].nunique() == 1 else {"remark": [row.remark for row in rows]}
+    return pd.DataFrame(shown | remarks)
+
+
+def markdown(columns: pd.DataFrame | Mapping[str, list]) -> str:
+    """A frame as a Markdown table, its texts as they are."""
+    return pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True)
+
+
+def latex(text: str) -> str:
+    """Text with LaTeX's special characters, and the ones that tables have, escaped."""
+    return text.translate(str.maketrans(_LATEX))
