@@ -240,7 +240,7 @@ STARTS = {
     "import torch": ["-c", "import torch"],
     "import wexlib": ["-c", "import wexlib"],
     "import study.train.loop": ["-c", "import study.train.loop"],
-    "a run's stage, scale smoke": ["-m", "study.cli", "run", "smoke/playground"],
+    "a run's stage, scale smoke": ["-m", "study.cli", "run", "smoke/resnext10"],
 }
 
 
@@ -254,11 +254,10 @@ def start(size: Size, device: torch.device) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         for path in root().glob("*.yaml"):
             shutil.copy(path, folder)
-        for name in ("wexlib", "notebooks"):
+        for name in ("wexlib", "study", "scales", "notebooks"):
             shutil.copytree(root() / name, Path(folder) / name)
         _python(["-m", "study.cli", "plan", "smoke"], folder)
-        for role in ("cifar10", "cifar100"):
-            _python(["-m", "study.cli", "data", "smoke", role], folder)
+        _python(["-m", "study.cli", "data", "smoke", "cifar100"], folder)
         for what, words in STARTS.items():
             times = []
             for _ in range(rounds):

@@ -37,7 +37,7 @@ class Chapter:
         runs: str = "",
         others: bool = True,
     ) -> None:
-        self.scale = scale or config.read(root() / "params.yaml")["scale"]
+        self.scale = scale or config.read(root())["scale"]
         self.folder = root() / "reports" / self.scale / "figures" / name if save else None
         self.protocol, self.seeds, self.runs, self.others = protocol, seeds, runs, others
         style()

@@ -18,6 +18,8 @@ from study.plan.keys import TRAIN, epochs_of, excitation, mapping, number, seeds
 from wexlib.names import choose
 
 SCALES = ("smoke", "demo", "cpu", "gpu", "thesis")
+#: Those with real data, whose results are in Git.
+REAL = ("cpu", "gpu", "thesis")
 ROLES = ("cifar10", "cifar100", "cinic10", "imagenet")
 #: The role of the runs that ask whether excitation does anything; some scales have none of them.
 EVIDENCE = "evidence"

@@ -79,7 +79,7 @@ def _check_pair(pair: object, place: str, roles: Mapping[str, str] | None) -> No
     if roles is None:
         return
     for run in pair:
-        choose(run, roles, f"run in {place}:", summary="a run of params.yaml")
+        choose(run, roles, f"run in {place}:", summary="a run of runs.yaml")
     of, against = (roles[run] for run in pair)
     if of != against:
         raise ValueError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from study.files import root
-from study.plan.config import SCALES
+from study.plan.config import REAL
 
 #: Datasets that come with a package; they decide nothing.
 EMBEDDED = ("digits10", "digits100")
@@ -95,7 +95,7 @@ class Results:
 
     def older_code(self, run: str) -> str:
         """A remark where the present code is not that which made the run's result."""
-        plan = self.home / "build" / "plan" / self.scale / f"{run}.json"
+        plan = self.home / "scales" / self.scale / "plan" / f"{run}.json"
         if not plan.is_file():
             return ""
         planned = json.loads(plan.read_text(encoding="utf-8"))
@@ -107,8 +107,8 @@ class Results:
 
 
 def largest_first(scale: str) -> list[str]:
-    """``scale``, then the others from the largest to the smallest."""
-    return [scale, *(other for other in reversed(SCALES) if other != scale)]
+    """``scale``, then the others with real data from the largest to the smallest."""
+    return [scale, *(other for other in reversed(REAL) if other != scale)]
 
 
 def curves_beside(

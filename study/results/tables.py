@@ -53,7 +53,7 @@ def read_tables(path: Path, runs: Sequence[str] | Mapping | None = None) -> dict
             if "row" not in row or not row.keys() & {"run", "thesis"}:
                 raise ValueError(f"{place}: expected a row's name and a run or what the thesis had")
             if "run" in row and runs is not None:
-                choose(row["run"], runs, f"run in {place}:", summary="a run of params.yaml")
+                choose(row["run"], runs, f"run in {place}:", summary="a run of runs.yaml")
         if sum(row.get("plain", False) for row in table["rows"]) != 1:
             raise ValueError(f"table {number}: expected exactly one row with plain: true")
     return tables
