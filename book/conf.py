@@ -22,6 +22,7 @@ myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 
 html_theme = "sphinx_book_theme"
 html_title = "Weight excitation"
@@ -68,6 +69,13 @@ def readable(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = "\n\n".join(blocks[1:]).split("\n")
 
 
+def without_returns(app, pagename: str, templatename, context: dict, doctree) -> None:
+    """Source code without links to its documentation: they fail where a name has two places."""
+    if pagename.startswith("_modules/"):
+        context["body"] = re.sub(r'<a class="viewcode-back".*?</a>', "", context["body"])
+
+
 def setup(app) -> None:
+    app.connect("html-page-context", without_returns)
     app.connect("autodoc-process-docstring", readable)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))

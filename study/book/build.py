@@ -8,7 +8,7 @@ import io
 import json
 import re
 import shutil
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 from study.book.origin import origins
@@ -140,7 +140,7 @@ def named(found: re.Match, numbered: dict[str, str]) -> str:
     kind, number, title = found.groups()
     anchor = f"{kind}-{number}".lower().replace(".", "-")
     setting = re.match(r"\. (?:The thesis|Ours)(:[^.]+)", found.string[found.end() :])
-    numbered[anchor] = f"{number} {title.strip()}{setting[1] if setting else ''}"
+    numbered[anchor] = escape(f"{number} {title.strip()}{setting[1] if setting else ''}")
     return anchor
 
 
