@@ -82,8 +82,7 @@ def book(scale: str) -> None:
     """Write the book of a scale: static HTML that opens from disk."""
     from study.book.build import build
 
-    pages = build(root(), scale)
-    print(f"{len(pages)} pages: open reports/book/{scale}/index.html")
+    print(f"open {build(root(), scale).relative_to(root())}")
 
 
 def compare(scale: str) -> None:

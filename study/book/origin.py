@@ -4,34 +4,31 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from study.plan.config import EVIDENCE, SCALES
+from study.plan.config import EVIDENCE, REAL
 
 
 def origins(home: Path, scale: str) -> list[dict[str, str]]:
-    """Where numbers come from: first those of ``scale``, then of the others that have results."""
-    others = [other for other in SCALES if other != scale]
+    """Where numbers come from: first those of ``scale``, then of real scales that have results."""
+    others = [other for other in REAL if other != scale]
     found = [origin(home / "results" / name) for name in (scale, *others)]
     return [found[0], *(entry for entry in found[1:] if "Commit" in entry)]
 
 
 def origin(folder: Path) -> dict[str, str]:
-    """Data, runs and commits, machines, versions and days of a scale's results."""
-    notes, sets = [], {}
-    for path in sorted((folder / "provenance").glob("*.json")):
-        result = json.loads((folder / path.name).read_text(encoding="utf-8"))
-        if "not_run" not in result:
-            notes.append(json.loads(path.read_text(encoding="utf-8")))
+    """Data and runs of a scale's results, and of real ones commits, machines, versions and days.
+
+    Embedded runs are the same everywhere, and so is what is said of them.
+    """
+    runs, sets = [], {}
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "test_last" in result:
+            runs.append(path.name)
             name, role = result["data"]["dataset"], result["data"]["role"]
             sets.setdefault(name, set()).add(name if role == EVIDENCE else role)
-    if not notes:
+    if not runs:
         return {"Scale": folder.name, "Runs": "none yet"}
-
-    def counted(texts: list[str]) -> str:
-        counts = Counter(texts).most_common()
-        return "; ".join(text if len(counts) == 1 else f"{text} ({n})" for text, n in counts)
-
-    days = sorted({note["finished"][:10] for note in notes})
-    return {
+    found = {
         "Scale": folder.name,
         "Data": "; ".join(
             (f"{name}, also" if name in roles else name) + f" in the place of {', '.join(others)}"
@@ -39,6 +36,20 @@ def origin(folder: Path) -> dict[str, str]:
             else name
             for name, roles in sorted(sets.items())
         ),
+        "Runs": f"{len(runs)}",
+    }
+    if folder.name not in REAL:
+        return found
+    notes = [
+        json.loads((folder / "provenance" / name).read_text(encoding="utf-8")) for name in runs
+    ]
+
+    def counted(texts: list[str]) -> str:
+        counts = Counter(texts).most_common()
+        return "; ".join(text if len(counts) == 1 else f"{text} ({n})" for text, n in counts)
+
+    days = sorted({note["finished"][:10] for note in notes})
+    return found | {
         "Runs": f"{len(notes)}, finished {' to '.join(dict.fromkeys((days[0], days[-1])))}",
         "Commit": counted(
             [n["commit"][:10] + (" with later changes" if n["dirty"] else "") for n in notes]
