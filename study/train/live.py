@@ -20,7 +20,7 @@ SEED = 0
 
 
 def digits(*, train: int = 800, test: int = 500) -> Data:
-    """The embedded set ``digits10`` (1,797 scans, 3×16×16), with no validation split."""
+    """The embedded set ``digits10`` (1,797 scans, 3×8×8), with no validation split."""
     with tempfile.TemporaryDirectory() as folder:
         prepare("digits10", Path(folder) / "digits10", train=train, test=test)
         return load(Path(folder) / "digits10")
@@ -32,11 +32,11 @@ def plan(model: str, *, we: dict | None = None, epochs: int = 3) -> dict:
     Args:
         model: a model's name.
         we: the excitation, by the keys of ``params.yaml``; none unless given.
-        epochs: of training, by the recipe of the ResNet-18 tables.
+        epochs: of training, by the recipe of the ResNet-18 tables in small batches: more steps.
     """
     params = config.read(root() / "params.yaml")
     changed = {"model": model, "data": "cinic10", "we": we or {}, "runs": {}}
-    changed["train"] = {"recipe": "cinic-50", "epochs": epochs}
+    changed["train"] = {"recipe": "cinic-50", "epochs": epochs, "batch": 32}
     return config.plan_runs(params | changed, "demo", DATASETS)[config.PLAYGROUND]
 
 
