@@ -50,6 +50,8 @@ def data(scale: str, role: str) -> None:
 
 def run(name: str) -> None:
     """Train ``<scale>/<run>``, or ``playground``, in ``notebooks/train.ipynb``."""
+    from study.plan import REAL
+    from study.train.pinned import ENVIRONMENT
     from study.train.record import read_plan, write_not_run
 
     plan = read_plan(name)
@@ -58,7 +60,9 @@ def run(name: str) -> None:
         print(f"{name} is not run: it {plan['data']['missing']}")
         return
     executed = root() / "build" / "executed" / f"{name}.ipynb"
-    execute(root() / "notebooks" / "train.ipynb", executed, {"run": name, "write": True}, name)
+    pinned = {} if plan["scale"] in REAL else ENVIRONMENT
+    parameters = {"run": name, "write": True}
+    execute(root() / "notebooks" / "train.ipynb", executed, parameters, name, pinned)
 
 
 def tables(scale: str) -> None:
@@ -71,11 +75,15 @@ def tables(scale: str) -> None:
 
 def chapter(scale: str, notebook: str) -> None:
     """Run a chapter's notebook for a scale."""
+    from study.train.pinned import ENVIRONMENT
+
     executed = root() / "reports" / scale / f"{notebook}.ipynb"
     # A chapter whose runs are not there has no figure, but the folder.
     (executed.parent / "figures" / notebook).mkdir(parents=True, exist_ok=True)
     parameters = {"scale": scale, "save": True}
-    execute(root() / "notebooks" / f"{notebook}.ipynb", executed, parameters, notebook)
+    # What a chapter trains as it is read is embedded data.
+    path = root() / "notebooks" / f"{notebook}.ipynb"
+    execute(path, executed, parameters, notebook, ENVIRONMENT)
 
 
 def book(scale: str) -> None:
@@ -87,9 +95,12 @@ def book(scale: str) -> None:
 
 def compare(scale: str) -> None:
     """Say how many results of a scale equal those recorded of it."""
-    from study.results.digests import compare
+    from study.results import digests
 
-    print(compare(scale))
+    recorded = digests.read(scale)
+    print(
+        f"scale {scale}: {digests.compare(scale, recorded) if recorded else 'nothing is recorded'}"
+    )
 
 
 def make(scale: str | None, jobs: int | None, only: str | None) -> None:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from study.plan.config import EVIDENCE, REAL
+from study.plan import EVIDENCE, REAL
 
 
 def origins(home: Path, scale: str) -> list[dict[str, str]]:

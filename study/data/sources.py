@@ -138,22 +138,16 @@ def digit_scans(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _digits(about: str, class_names: list[str], train: tuple, test: tuple) -> Source:
-    """Grey images (N, 16, 16) as three equal channels."""
+    """Grey images (N, H, W) as three equal channels."""
     splits = [(np.repeat(grey[:, None], 3, axis=1), labels) for grey, labels in (train, test)]
     origin = "scikit-learn's load_digits: Optical Recognition of Handwritten Digits, UCI"
-    return from_arrays(*splits, class_names, about=about, origin=origin, pad=2)
+    return from_arrays(*splits, class_names, about=about, origin=origin, pad=0)
 
 
 def _digits10(seed: int) -> Source:
     scans = digit_scans(seed)
-    splits = [
-        ((images * 15).repeat(2, axis=1).repeat(2, axis=2), labels)
-        for images, labels in scans.values()
-    ]
-    about = (
-        "Ten handwritten digits, real scans of 8×8 pixels at twice their size; "
-        "train and test show different scans."
-    )
+    splits = [(images * 15, labels) for images, labels in scans.values()]
+    about = "Ten handwritten digits, real scans of 8×8 pixels; train and test show different scans."
     return _digits(about, [str(digit) for digit in range(10)], *splits)
 
 
@@ -169,7 +163,7 @@ def _digits100(seed: int) -> Source:
     ]
     about = (
         "The hundred two-digit numbers, each of two real scans of handwritten digits side by "
-        "side at random heights, with noise; train and test are composed of different scans."
+        "side, with noise; train and test are composed of different scans."
     )
     return _digits(about, [f"{number:02d}" for number in range(100)], *splits)
 
@@ -177,22 +171,16 @@ def _digits100(seed: int) -> Source:
 def _pairs(
     scans: np.ndarray, digits: np.ndarray, each: int, seed: int, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``each`` images (16, 16) for each of the numbers 00 to 99: tens on the left, ones right."""
+    """``each`` images (8, 16) for each of the numbers 00 to 99: tens on the left, ones right."""
     labels = np.tile(np.arange(100), each)
-    n = len(labels)
-    canvas = np.zeros((n, 16, 16), np.int64)
     counts = np.bincount(digits)
     by_digit = np.argsort(digits, kind="stable")
     first = np.cumsum(counts) - counts
-    for column, digit in ((0, labels // 10), (8, labels % 10)):
-        side = f"{split} {'left' if column == 0 else 'right'}"
-        which = draw(n, 1 << 53, seed, f"{side} scan") % counts[digit]
-        top = draw(n, 9, seed, f"{side} height")
-        rows = top[:, None, None] + np.arange(8)[None, :, None]
-        columns = column + np.arange(8)[None, None, :]
-        canvas[np.arange(n)[:, None, None], rows, columns] = (
-            15 * scans[by_digit[first[digit] + which]]
-        )
+    halves = []
+    for side, digit in (("left", labels // 10), ("right", labels % 10)):
+        which = draw(len(labels), 1 << 53, seed, f"{split} {side} scan") % counts[digit]
+        halves.append(15 * scans[by_digit[first[digit] + which]].astype(np.int64))
+    canvas = np.concatenate(halves, axis=2)
     canvas += draw(canvas.shape, 2 * NOISE + 1, seed, f"{split} noise") - NOISE
     return canvas.clip(0, 255).astype(np.uint8), labels
 

@@ -13,16 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from study.files import PLAYGROUND, write_json
+from study.plan import EVIDENCE, ROLES, SCALES
 from study.plan.code import Code, notebook_code
 from study.plan.keys import TRAIN, epochs_of, excitation, mapping, number, seeds, text, training
 from wexlib.names import choose
-
-SCALES = ("smoke", "demo", "cpu", "gpu", "thesis")
-#: Those with real data, whose results are in Git.
-REAL = ("cpu", "gpu", "thesis")
-ROLES = ("cifar10", "cifar100", "cinic10", "imagenet")
-#: The role of the runs that ask whether excitation does anything; some scales have none of them.
-EVIDENCE = "evidence"
 
 _PLAYGROUND_KEYS = ("scale", "model", "dataset", "we", "train")
 _RUN_KEYS = ("model", "model_options", "we", "recipe", "train", "seeds")

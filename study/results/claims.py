@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from study.files import root
-from study.plan.config import SCALES
+from study.plan import SCALES
 from study.results import checks
 from study.results.contrasts import NONE, decide, measured
 from study.results.files import Results

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from study.files import root
-from study.plan.config import EVIDENCE, SCALES
+from study.plan import EVIDENCE, SCALES
 from study.results.contrasts import BOUNDS, MARGIN, Weights, decide, estimate, pair, same_data
 from study.results.files import Results, Run
 from study.results.measures import VALUES

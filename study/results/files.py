@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from study.files import root
-from study.plan.config import REAL
+from study.plan import REAL
 
 #: Datasets that come with a package; they decide nothing.
 EMBEDDED = ("digits10", "digits100")
@@ -46,7 +46,7 @@ class Results:
     are asked for, and once.
 
     Args:
-        scale: one of :data:`study.plan.config.SCALES`.
+        scale: one of :data:`study.plan.SCALES`.
         home: the project's folder; the one around the working folder unless given.
         seeds: as if runs had these seeds only; all unless given.
     """

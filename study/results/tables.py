@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from study.files import root, write_json, write_text
-from study.plan.config import SCALES
+from study.plan import SCALES
 from study.results.contrasts import NONE, decide, estimate, pair
 from study.results.files import EMBEDDED, Results, Run, largest_first
 from study.results.measures import gap, rough

@@ -18,7 +18,7 @@ def data():
 
 def test_digits_are_the_embedded_set(data):
     assert data.meta["dataset"] == "digits10"
-    assert data.images("train").shape == (100, 3, 16, 16)
+    assert data.images("train").shape == (100, 3, 8, 8)
     assert len(data.labels("validation")) == 0 and len(data.labels("test")) == 100
 
 
