@@ -93,15 +93,13 @@ $(UV):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 		--requirement $(VENV)/uv.txt
 
-LOCK := pip compile pyproject.toml --all-extras --quiet --no-annotate
-
-# environment.yml gets the packages that pyproject.toml names, at the lock's versions.
+# environment.yml gets every package of the lock, at its version.
 lock: | $(UV)
-	$(UV) $(LOCK) --group setup --universal --python-version 3.11 --generate-hashes --upgrade \
+	$(UV) pip compile pyproject.toml --all-extras --quiet --no-annotate --group setup --universal \
+		--python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --output-file requirements.lock
 	sed -n '1,/- -e \./p' environment.yml > environment.yml.new
-	$(UV) $(LOCK) --no-deps --python-version 3.12 --constraints requirements.lock --no-header \
-		| sed 's/^/      - /' >> environment.yml.new
+	sed -n 's/^\([a-z0-9][^\]*\) \\$$/      - \1/p' requirements.lock >> environment.yml.new
 	mv environment.yml.new environment.yml
 
 # Only what Git ignores, and only in these folders. DVC's cache stays: it may hold days of training.
