@@ -25,6 +25,7 @@ def test_digits_are_the_embedded_set(data):
 def test_a_plan_has_the_excitation_asked_for_and_is_checked():
     plan = live.plan("resnet18", we={"attention": "se", "standardize": True}, epochs=2)
     assert plan["train"]["epochs"] == 2 and plan["model"] == "resnet18"
+    assert plan["train"]["batch"] == 32, "small batches: a few epochs are steps enough"
     assert plan["we"]["attention"] == "se" and plan["we"]["standardize"]
     with pytest.raises(ValueError, match="we.attention"):
         live.plan("resnet18", we={"attention": "sea"})

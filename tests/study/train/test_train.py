@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from study.data.datasets import prepare
 from study.data.loader import Loader, load
+from study.data.sources import DATASETS
 from study.files import root
 from study.plan import config
 from study.train import loop as train
@@ -26,7 +27,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def plan():
     params = config.read(root() / "params.yaml")
-    plan = config.plan_runs(params, "smoke")["playground"]
+    plan = config.plan_runs(params, "smoke", DATASETS)["playground"]
     plan["train"] |= {"epochs": 3, "batch": 50, "schedule": "onecycle", "lr": 0.02}
     return plan
 
