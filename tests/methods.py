@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from study.files import root, write_text
 from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet, excite, models
-from wexlib.recipe import Recipe, chain
-from wexlib.sharing import Global
+from wexlib.excitation import Global
+from wexlib.parametrization import Excitation, chain
 
 #: (weight's shape, groups)
 SHAPES = {
@@ -48,8 +48,8 @@ def nets_of(module: nn.Module) -> dict[str, Tensor]:
     return {k.removeprefix("location."): p for k, p in module.named_parameters()}
 
 
-def location(recipe: Location) -> Reference:
-    attention = recipe.attention
+def location(excitation: Location) -> Reference:
+    attention = excitation.attention
     options = {
         field: getattr(attention, field)
         for field in ("activation", "gate", "order")
@@ -58,7 +58,7 @@ def location(recipe: Location) -> Reference:
     name = type(attention).__name__
 
     def reference(module: nn.Module, w: Tensor) -> Tensor:
-        return naive.location(w, nets_of(module), name, skips=recipe.skips, **options)
+        return naive.location(w, nets_of(module), name, skips=excitation.skips, **options)
 
     return reference
 
@@ -107,13 +107,13 @@ class Method:
     """``place``: where the formula stands; "code" is the authors', followed where the text errs."""
 
     place: str
-    recipe: Recipe
+    excitation: Excitation
     reference: Reference
 
 
 def _located(place: str, attention, **options) -> Method:
-    recipe = Location(attention, **options)
-    return Method(place, recipe, location(recipe))
+    excitation = Location(attention, **options)
+    return Method(place, excitation, location(excitation))
 
 
 WS_SE, WS_OURS = Location(SE()), Location(CBAM("leaky_relu"), skips=True)
@@ -204,7 +204,7 @@ def deviation(method: Method, weight: Tensor, groups: int = 1) -> tuple[float, f
     """Greatest deviation from the loop, forward and over all gradients, over the largest entry."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = method.recipe.build(weight, groups)
+        module = method.excitation.build(weight, groups)
         for parameter in module.parameters():
             if not parameter.any():  # at zero, many a formula would do
                 nn.init.normal_(parameter)
@@ -250,9 +250,9 @@ def document() -> str:
         plain = models.resnet18(classes=10)
     count = sum(p.numel() for p in plain.parameters())
     for name, method in METHODS.items():
-        one = method.recipe.build(torch.empty(64, 64, 3, 3, device="meta"))
+        one = method.excitation.build(torch.empty(64, 64, 3, 3, device="meta"))
         with torch.device("meta"):
-            whole = excite(models.resnet18(classes=10), method.recipe)
+            whole = excite(models.resnet18(classes=10), method.excitation)
         forward, backward = deviation(method, layer)
         lines.append(
             _row(

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from wexlib import magnitude
 from wexlib.attach import excite, fold
 from wexlib.attention import BAM, CBAM, SE, Attention, Triplet
-from wexlib.excitation import Location, Magnitude, Standardize
+from wexlib.excitation import Location, Standardize
+from wexlib.magnitude import Magnitude
 from wexlib.models import resnet18, resnext29
-from wexlib.recipe import Recipe
+from wexlib.parametrization import Excitation
 
 ATTENTIONS = (SE(), CBAM(), BAM(), Triplet())
 
@@ -20,8 +21,8 @@ def _weight(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _excited(recipe: Recipe, layer: nn.Module) -> nn.Module:
-    return excite(layer, recipe, generator=torch.Generator().manual_seed(0))
+def _excited(excitation: Excitation, layer: nn.Module) -> nn.Module:
+    return excite(layer, excitation, generator=torch.Generator().manual_seed(0))
 
 
 def attention_takes_weights() -> tuple[bool, str]:

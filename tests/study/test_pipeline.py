@@ -117,7 +117,7 @@ def test_sharing_and_one_experiment(shared, tmp_path):
     assert "Running stage" not in shell("dvc repro", second)
     tested = shell(
         f'{sys.executable} -c "from wexlib import load, fold;'
-        "print(type(fold(load('results/smoke/playground.json')).conv1).__name__)\"",
+        "print(type(fold(load('models/smoke/playground.safetensors')).conv1).__name__)\"",
         second,
     )
     assert tested.strip() == "Conv2d"

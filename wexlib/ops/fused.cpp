@@ -1,4 +1,4 @@
-// The passes of passes.py over a weight, for a CPU: each reads a filter's numbers from memory once
+// The loops of cpu.py over a weight: each reads a filter's numbers from memory once
 // and writes them at most once. What it reads again lies in the processor's cache.
 //
 // A weight (N, C, *space) is N filters of C channels of K places, which lie as (C, K), or with the
@@ -426,7 +426,7 @@ void largest_of_filter(Filter<T, last> f) {
 template <class T, bool last>
 void largest(Shape s, int threads, T* const* arguments) {
   run(largest_of_filter<T, last>, s, threads, arguments);
-  const T *each = arguments[4], smallest = T(0x1p-100);  // SMALLEST of passes.py
+  const T *each = arguments[4], smallest = T(0x1p-100);  // SMALLEST of formulas.py
   Index n = 0;
   for (Index i = 1; i < s.N; i++)
     if (exceeds(each[i], each[n])) n = i;

@@ -1,8 +1,8 @@
-"""The passes of :mod:`wexlib.ops.passes` on a CPU, each one loop over W, in C++ (fused.cpp).
+"""The loops of :mod:`wexlib.ops.cpu` over a weight, in C++ (fused.cpp): compiled, and called.
 
 They are compiled when they are first asked for, in a few seconds, by ``$CXX`` or ``c++``, and kept
 in the user's cache: ``python -m wexlib.ops.fused`` says where, or what is missing. Without them a
-pass is what it is on a GPU, some operations of torch's; results are the same to rounding.
+function of a weight is what it is on a GPU, some operations of torch's, the same to rounding.
 """
 
 import ctypes
@@ -100,7 +100,7 @@ def _compile(command: list[str], target: Path) -> None:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled passes, or None where they cannot be had."""
+    """The compiled loops, or None where they cannot be had."""
     try:
         return load()
     except (OSError, RuntimeError):
@@ -116,13 +116,13 @@ def _function(name: str, dtype: torch.dtype):
     return function
 
 
-def fits(weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether there is a loop for a weight and what else a pass is given."""
+def fits(weight: Tensor, *others: object) -> bool:
+    """Whether there is a loop for a weight and the other tensors of a function of it."""
     dtype = weight.dtype
     if dtype not in TYPES or not weight.numel():
         return False
     for x in (weight, *others):
-        if x is not None and not (
+        if isinstance(x, Tensor) and not (
             x.dtype == dtype
             and x.device.type == "cpu"
             and type(x) in (Tensor, nn.Parameter)
