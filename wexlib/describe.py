@@ -39,9 +39,9 @@ class Description(list):
         return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _watch(slot: Slot, look: Callable[[str, Parametrization, Tensor], None]) -> Tensor:
-    """The slot's excited weight, and on the way ``look`` at each part, by its name, with the weight
-    (N, C, *space) that it gets."""
+def _watch(slot: Slot, look: Callable[[str, Parametrization, Tensor], None]) -> None:
+    """Let ``look`` see each part, by its name, with the weight (N, C, *space) that it gets; what is
+    computed then may differ in its last bits, as it was looked at earlier."""
 
     def hook(name: str) -> Callable:
         def seen(part: Parametrization, inputs: tuple[Tensor | DeferredWeight]) -> None:
@@ -54,7 +54,7 @@ def _watch(slot: Slot, look: Callable[[str, Parametrization, Tensor], None]) -> 
     parts = [(name, part) for name, part in parts if isinstance(part, Parametrization)]
     hooks = [part.register_forward_pre_hook(hook(name)) for name, part in parts]
     try:
-        return getattr(slot.module, slot.attribute)
+        getattr(slot.module, slot.attribute)
     finally:
         for one in hooks:
             one.remove()
@@ -87,7 +87,8 @@ def describe(model: nn.Module) -> Description:
                 low, high = limits[0] + 0.01, limits[1] - 0.01
                 ends.extend(((gate < low) | (gate > high)).flatten() for gate in maps)
 
-        weight = _watch(slot, look)
+        _watch(slot, look)
+        weight = slot.module.parametrizations[slot.attribute].original
         added = [p for p in slot.excitation.parameters() if p not in seen]
         seen.update(added)
         gate = torch.cat(multipliers) if multipliers else None
@@ -143,4 +144,5 @@ def inspect(layer: nn.Module) -> dict[str, Tensor | tuple[Tensor, ...]]:
             count = sum(known.rstrip("0123456789") == key for known in tensors)
             tensors[key + (str(count + 1) if count else "")] = value
 
-    return tensors | {"excited": _watch(slot, look)}
+    _watch(slot, look)
+    return tensors | {"excited": getattr(slot.module, slot.attribute)}

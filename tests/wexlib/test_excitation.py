@@ -8,9 +8,9 @@ import torch
 from methods import METHODS, SHAPES, deviation, weight_of
 from torch import nn
 
-from study.files import root
-from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet
+from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet, excite
 from wexlib.excitation import Global
+from wexlib.models import resnet18
 from wexlib.parametrization import Chain, chain
 
 
@@ -34,10 +34,19 @@ def test_global_of_each_channel_does_not_depend_on_their_numbers():
     torch.testing.assert_close(module(weight[:, order]), module(weight)[:, order])
 
 
-def test_the_document_lists_every_method():
-    text = (root(Path(__file__).parent) / "docs" / "methods.md").read_text(encoding="utf-8")
-    listed = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if "|" in line]
-    assert [name for name in listed if name not in ("method", "---")] == [*METHODS, *METHODS]
+def test_the_document_lists_every_method_with_its_parameters():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert ", ".join(SHAPES) in text
+    with torch.device("meta"):
+        plain = sum(p.numel() for p in resnet18(classes=10).parameters())
+    rows = ["| method | formula | 64 → 64 | ResNet-18 |", "| --- | --- | ---: | ---: |"]
+    for name, method in METHODS.items():
+        one = added(method.excitation, (64, 64, 3, 3))
+        with torch.device("meta"):
+            whole = excite(resnet18(classes=10), method.excitation)
+        more = sum(p.numel() for p in whole.parameters()) - plain
+        rows.append(f"| {name} | {method.place} | {one:,} | {more:,} |")
+    assert [line for line in text.splitlines() if line.startswith("|")] == rows
 
 
 def test_a_chain_names_its_parts():

@@ -194,6 +194,23 @@ class PeakSE(SE):
         return (torch.sigmoid(x.amax((2, 3), keepdim=True)),)
 
 
+class Renamed(SE):
+    """The formula is SE's."""
+
+
+class Declared(SE):
+    deferred = True
+
+    def maps(self, nets, x, *, skips=False):
+        return super().maps(nets, x, skips=skips)
+
+
+def test_a_derived_attention_is_as_fast_where_its_formula_is_or_says_so():
+    assert Renamed().deferred and Declared().deferred and CBAM().deferred
+    assert not PeakSE().deferred and not HalfCBAM().deferred
+    assert not CBAM(order="reversed").deferred
+
+
 @pytest.mark.parametrize("attention", [HalfCBAM(), PeakSE()])
 def test_an_attention_that_is_derived_is_what_it_says(attention):
     weight = torch.randn(4, 32, 3, 3)

@@ -222,7 +222,7 @@ def test_without_a_compiler_it_says_so_and_excites_all_the_same(compiler, tmp_pa
     assert said.returncode == 1 and compiler in said.stderr and "Traceback" not in said.stderr
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
     program = (
-        "import torch; from wexlib import SE, Location, fused\n"
+        "import torch; from wexlib import SE, Location; from wexlib.ops import fused\n"
         "weight = torch.randn(4, 32, 3, 3)\n"
         "assert Location(SE()).build(weight)(weight).isfinite().all() and fused.library() is None"
     )
