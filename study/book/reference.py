@@ -10,7 +10,7 @@ from types import ModuleType
 import wexlib
 
 #: Modules that are shown whole, since users add to them.
-EXTENDED = ("attention", "magnitude", "activations")
+EXTENDED = ("attention", "magnitude", "names")
 
 
 def reference() -> str:
