@@ -24,7 +24,7 @@ from benchmarks.counting import Held, Traffic
 from benchmarks.measure import bandwidth, compared, interleaved, quartiles
 from wexlib import CBAM, SE, Location, Magnitude, Standardize, models
 from wexlib.attach import excited
-from wexlib.recipe import chain
+from wexlib.parametrization import chain
 from wexlib.related import DynamicConv2d, ODConv2d, replace
 
 NOVEL = Location(CBAM(activation="leaky_relu"), skips=True)
@@ -173,7 +173,9 @@ def changes(form: str) -> dict[str, Callable]:
     """For each method what makes a plain model excited, by wexlib or naively."""
     if form == "naive":
         return {name: partial(naive.excite, layer=layer) for name, (_, layer) in METHODS.items()}
-    return {name: partial(wexlib.excite, recipe=recipe) for name, (recipe, _) in METHODS.items()}
+    return {
+        name: partial(wexlib.excite, excitation=recipe) for name, (recipe, _) in METHODS.items()
+    }
 
 
 LAYER_BY_LAYER = "layer by layer"
@@ -410,12 +412,13 @@ def cost(size: Size, device: torch.device) -> list[dict]:
     methods = {
         "plain": lambda model: model,
         **{f"feature {n}": partial(blocks, attention=a) for n, a in attentions.items()},
-        "weight standardization": partial(wexlib.excite, recipe=Standardize()),
+        "weight standardization": partial(wexlib.excite, excitation=Standardize()),
         **{
-            f"weight {n}": partial(wexlib.excite, recipe=Location(a)) for n, a in attentions.items()
+            f"weight {n}": partial(wexlib.excite, excitation=Location(a))
+            for n, a in attentions.items()
         },
-        "weight CBAM with skips": partial(wexlib.excite, recipe=NOVEL),
-        "weight magnitude": partial(wexlib.excite, recipe=Magnitude()),
+        "weight CBAM with skips": partial(wexlib.excite, excitation=NOVEL),
+        "weight magnitude": partial(wexlib.excite, excitation=Magnitude()),
         "dynamic convolution": partial(replace, layer=DynamicConv2d),
         "ODConv": partial(replace, layer=ODConv2d),
     }

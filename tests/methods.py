@@ -1,22 +1,15 @@
-"""Every method beside its formula in naive.py; run as a program it writes docs/methods.md.
-
-    python tests/methods.py
-
-The tests take METHODS and SHAPES from here, so the document shows what they check.
-"""
+"""Every method beside its formula in naive.py; docs/methods.md lists them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import naive
 import torch
 from torch import Tensor, nn
 
-from study.files import root, write_text
-from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet, excite, models
-from wexlib.recipe import Recipe, chain
-from wexlib.sharing import Global
+from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet
+from wexlib.excitation import Global
+from wexlib.parametrization import Excitation, chain
 
 #: (weight's shape, groups)
 SHAPES = {
@@ -48,8 +41,8 @@ def nets_of(module: nn.Module) -> dict[str, Tensor]:
     return {k.removeprefix("location."): p for k, p in module.named_parameters()}
 
 
-def location(recipe: Location) -> Reference:
-    attention = recipe.attention
+def location(excitation: Location) -> Reference:
+    attention = excitation.attention
     options = {
         field: getattr(attention, field)
         for field in ("activation", "gate", "order")
@@ -58,7 +51,7 @@ def location(recipe: Location) -> Reference:
     name = type(attention).__name__
 
     def reference(module: nn.Module, w: Tensor) -> Tensor:
-        return naive.location(w, nets_of(module), name, skips=recipe.skips, **options)
+        return naive.location(w, nets_of(module), name, skips=excitation.skips, **options)
 
     return reference
 
@@ -107,13 +100,13 @@ class Method:
     """``place``: where the formula stands; "code" is the authors', followed where the text errs."""
 
     place: str
-    recipe: Recipe
+    excitation: Excitation
     reference: Reference
 
 
 def _located(place: str, attention, **options) -> Method:
-    recipe = Location(attention, **options)
-    return Method(place, recipe, location(recipe))
+    excitation = Location(attention, **options)
+    return Method(place, excitation, location(excitation))
 
 
 WS_SE, WS_OURS = Location(SE()), Location(CBAM("leaky_relu"), skips=True)
@@ -204,7 +197,7 @@ def deviation(method: Method, weight: Tensor, groups: int = 1) -> tuple[float, f
     """Greatest deviation from the loop, forward and over all gradients, over the largest entry."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = method.recipe.build(weight, groups)
+        module = method.excitation.build(weight, groups)
         for parameter in module.parameters():
             if not parameter.any():  # at zero, many a formula would do
                 nn.init.normal_(parameter)
@@ -221,64 +214,3 @@ def deviation(method: Method, weight: Tensor, groups: int = 1) -> tuple[float, f
         for gradient, wanted in zip(gradients, references, strict=True)
     )
     return forward, backward
-
-
-# --- The document --------------------------------------------------------------------------------
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def document() -> str:
-    layer = torch.randn(
-        8, 64, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    lines = [
-        "# Every method, its parameters, and how exact it is",
-        "",
-        "Written by `python tests/methods.py`. The deviation is the greatest one, in float64, from",
-        "a loop written from the formula (`tests/naive.py`), over the largest entry: of the",
-        "excited weight, and of the gradients of weight and parameters. The bars are 1e-12 and",
-        "1e-9. Parameters added: to one 64 → 64 convolution of kernel 3, and to all convolutions",
-        "of ResNet-18 for CIFAR, a net for each layer.",
-        "",
-        _row("method", "formula", "64 → 64", "ResNet-18", "forward", "gradients"),
-        _row("---", "---", "---:", "---:", "---:", "---:"),
-    ]
-    with torch.device("meta"):
-        plain = models.resnet18(classes=10)
-    count = sum(p.numel() for p in plain.parameters())
-    for name, method in METHODS.items():
-        one = method.recipe.build(torch.empty(64, 64, 3, 3, device="meta"))
-        with torch.device("meta"):
-            whole = excite(models.resnet18(classes=10), method.recipe)
-        forward, backward = deviation(method, layer)
-        lines.append(
-            _row(
-                name,
-                method.place,
-                f"{sum(p.numel() for p in one.parameters()):,}",
-                f"{sum(p.numel() for p in whole.parameters()) - count:,}",
-                f"{forward:.0e}",
-                f"{backward:.0e}",
-            )
-        )
-    lines += [
-        "",
-        "The same over shapes: the greater of the two deviations, each in units of its bar.",
-        "",
-        _row("method", *SHAPES),
-        _row("---", *["---:"] * len(SHAPES)),
-    ]
-    for name, method in METHODS.items():
-        cells = []
-        for shape in SHAPES:
-            forward, backward = deviation(method, *weight_of(shape))
-            cells.append(f"{max(forward / 1e-12, backward / 1e-9):.0e}")
-        lines.append(_row(name, *cells))
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    write_text(root(Path(__file__).parent) / "docs" / "methods.md", document())

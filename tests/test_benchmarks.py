@@ -14,7 +14,7 @@ from benchmarks import naive
 from benchmarks.cases import METHODS
 from benchmarks.counting import Held, Traffic
 from wexlib import SE, Location
-from wexlib.recipe import chain
+from wexlib.parametrization import chain
 
 PAIRS = METHODS | {"SE without standardization": (Location(SE()), naive.PlainSE)}
 LAYERS = {

@@ -1,6 +1,5 @@
 """pyproject.toml, requirements.lock and environment.yml agree, and make keeps its word."""
 
-import ast
 import re
 import shutil
 import subprocess
@@ -83,32 +82,6 @@ def test_environment_yml_is_the_lock():
 def test_library_alone_needs_three_packages():
     names = {Requirement(text).name for text in PROJECT["project"]["dependencies"]}
     assert names == {"torch", "numpy", "safetensors"}
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "attach",
-        "attention",
-        "data",
-        "datasets",
-        "excitation",
-        "magnitude",
-        "models",
-        "sources",
-        "train",
-    ],
-)
-def test_library_modules_import_only_the_three_at_the_top(module):
-    tree = ast.parse((ROOT / "wexlib" / f"{module}.py").read_text(encoding="utf-8"))
-    imported = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module.split(".")[0])
-    third_party = imported - sys.stdlib_module_names - {"wexlib"}
-    assert third_party <= {"torch", "numpy", "safetensors"}
 
 
 def test_set_up_builds_from_locked_packages_only():

@@ -5,10 +5,13 @@
 >>> fold(model)                                      # ship it: plain layers, plain weights
 """
 
-from wexlib.attach import attend, average, describe, excite, fold, pause, precompute, resume
+from wexlib.attach import attend, excite, fold
 from wexlib.attention import BAM, CBAM, SE, Triplet
-from wexlib.excitation import Location, Magnitude, Standardize
-from wexlib.sharing import Global
+from wexlib.checkpoint import load, save
+from wexlib.control import average, pause, precompute, resume
+from wexlib.describe import describe, inspect
+from wexlib.excitation import Global, Location, Standardize
+from wexlib.magnitude import Magnitude
 
 __version__ = "0.2.0"
 
@@ -26,7 +29,10 @@ __all__ = [
     "describe",
     "excite",
     "fold",
+    "inspect",
+    "load",
     "pause",
     "precompute",
     "resume",
+    "save",
 ]

@@ -1,16 +1,26 @@
-"""The excitations of a layer's weight: standardize, location, magnitude."""
+"""The excitations of a layer's weight: standardize, location, global; :mod:`wexlib.magnitude`."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from wexlib import magnitude
 from wexlib.attention import Attention
-from wexlib.names import choose
-from wexlib.ops.affine import Affine, largest
-from wexlib.parametrization import register
-from wexlib.recipe import Excitation, Gated, Recipe, Switched, chain, flat, seeded, spatial
+from wexlib.names import ACTIVATIONS, RANGES, choose
+from wexlib.ops.deferred import DeferredWeight, mean_space
+from wexlib.ops.formulas import like
+from wexlib.ops.nets import run
+from wexlib.parametrization import (
+    Excitation,
+    Gated,
+    Parametrization,
+    chain,
+    flat,
+    register,
+    seeded,
+    spatial,
+)
 
 STARTS = ("random", "identity")
 CONTROLS = ("none", "free", "frozen", "mean")
@@ -20,7 +30,7 @@ CONTROLS = ("none", "free", "frozen", "mean")
 
 
 @dataclass(frozen=True)
-class Standardize(Recipe):
+class Standardize(Excitation):
     """Weight standardization (Qiao et al. 2019): every filter gets mean 0 and deviation 1.
 
         Ŵ = (W − mean) / (std(W) + 1e-5), over all axes but the first
@@ -33,21 +43,24 @@ class Standardize(Recipe):
     name = "standardize"
 
     def _build(self, weight, groups, generator):
-        return Standardization()
+        return _Standardize()
 
 
-class Standardization(Excitation):
+class _Standardize(Parametrization):
     """See :class:`Standardize`."""
 
-    def compute(self, x: Affine) -> Affine:
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
         return x if x.shape[1:].numel() == 1 else x.standardized()
+
+    def shown(self, x: Tensor) -> dict[str, Tensor]:
+        return {"standardized": self.compute(DeferredWeight(x)).dense()}
 
 
 # --- Location ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Location(Recipe):
+class Location(Excitation):
     """Location-based weight excitation: W' = W ⊙ multiplier(W), an attention on the weight.
 
     The filter axis is the attention's batch, the input channel its channel: all filters of a layer
@@ -70,7 +83,7 @@ class Location(Recipe):
             parameter of its own, which starts where fresh nets put it and no longer sees the
             weight (as many numbers as the multiplier has). ``frozen``: the nets keep their random
             start. ``mean``: every entry of the multiplier is replaced by their mean, a number.
-        stacked: recipes for the weights of ``fc1`` and ``fc2`` themselves (thesis chapter 8:
+        stacked: excitations for the weights of ``fc1`` and ``fc2`` themselves (thesis chapter 8:
             stacked weight excitation); the authors' two are [Standardize(), Location(SE())] and
             [Standardize(), Magnitude()]. Theirs gave NaN where fc2 has one input; here such
             one-element filters pass.
@@ -85,7 +98,7 @@ class Location(Recipe):
     skips: bool = False
     start: str = "random"
     control: str = "none"
-    stacked: tuple[Recipe, ...] = ()
+    stacked: tuple[Excitation, ...] = ()
 
     name = "location"
 
@@ -108,31 +121,31 @@ class Location(Recipe):
         return f"location({', '.join(parts)})"
 
     def _build(self, weight, groups, generator):
-        return LocationExcitation(self, weight, groups, generator)
+        return _Location(self, weight, groups, generator)
 
 
-class LocationExcitation(Gated):
+class _Location(Gated):
     """See :class:`Location`. The attention's nets are direct children: fc1, fc2, spatial, …"""
 
     def __init__(
-        self, recipe: Location, weight: Tensor, groups: int, generator: torch.Generator | None
+        self, excitation: Location, weight: Tensor, groups: int, generator: torch.Generator | None
     ):
         super().__init__(weight)
-        self.recipe, self.attention, self.rest = recipe, recipe.attention, 1.0
+        self.excitation, self.attention, self.rest = excitation, excitation.attention, 1.0
         kernel = tuple(weight.shape[2:]) or (1, 1)
         nets = seeded(
             lambda: self.attention.nets(weight.shape[1], kernel, groups=groups), generator
         )
         for name, net in nets.items():
             self.add_module(name, net.to(weight.device, weight.dtype))
-        if recipe.start == "identity":
+        if excitation.start == "identity":
             self._start_at_identity()
-        if recipe.stacked:
+        if excitation.stacked:
             self._stack(generator)
-        if recipe.control == "frozen":
+        if excitation.control == "frozen":
             for net in nets.values():
                 net.requires_grad_(False)
-        if recipe.control == "free":
+        if excitation.control == "free":
             with torch.no_grad():
                 wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
                 free = self.multiplier(spatial(wide)).to(weight.dtype)
@@ -146,7 +159,7 @@ class LocationExcitation(Gated):
                 last = net[-1] if isinstance(net, nn.Sequential) else net
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
-        self.rest = self.attention.resting(skips=self.recipe.skips)
+        self.rest = self.attention.resting(skips=self.excitation.skips)
         if self.rest == 0:
             raise ValueError(
                 f"start 'identity' needs a multiplier that is not zero at rest, and that of "
@@ -160,96 +173,137 @@ class LocationExcitation(Gated):
                 "BAM()"
             )
         for net in (self.fc1, self.fc2):
-            inner = chain(self.recipe.stacked).build(net.weight, generator=generator)
+            inner = chain(self.excitation.stacked).build(net.weight, generator=generator)
             register(net, "weight", inner)
 
-    def compute(self, x: Affine) -> Affine:
-        if not self.attention.pools:
-            x = Affine(x.dense())
-        if self.rest != 1 or self.recipe.control in ("free", "mean"):
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
+        if not self.attention.deferred:
+            x = DeferredWeight(x.dense())
+        if self.rest != 1 or self.excitation.control in ("free", "mean"):
             return super().compute(x)
         strength = self.strength.to(x.dtype)
-        return Affine(self.attention.attend(self, x, strength, skips=self.recipe.skips))
+        return DeferredWeight(self.attention.excite(self, x, strength, skips=self.excitation.skips))
 
-    def maps(self, x: Tensor | Affine) -> tuple[Tensor, ...]:
-        if isinstance(x, Affine) and not self.attention.pools:
+    def maps(self, x: Tensor | DeferredWeight) -> tuple[Tensor, ...]:
+        if isinstance(x, DeferredWeight) and not self.attention.deferred:
             x = x.dense()
-        return self.attention.maps(self, x, skips=self.recipe.skips)
+        return self.attention.maps(self, x, skips=self.excitation.skips)
 
     def gates(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[float, float] | None]:
         return (() if hasattr(self, "free") else self.maps(x)), self.attention.range()
 
-    def multiplier(self, x: Tensor | Affine) -> Tensor:
+    def multiplier(self, x: Tensor | DeferredWeight) -> Tensor:
         if hasattr(self, "free"):
             return self.free.to(x.dtype)
-        m = self.attention.combine(self.maps(x), skips=self.recipe.skips)
+        m = self.attention.combine(self.maps(x), skips=self.excitation.skips)
         if self.rest != 1:
             m = m / self.rest
-        return m.mean() if self.recipe.control == "mean" else m
+        return m.mean() if self.excitation.control == "mean" else m
 
     def extra_repr(self) -> str:
-        return repr(self.recipe)
+        return repr(self.excitation)
 
 
-# --- Magnitude -----------------------------------------------------------------------------------
+# --- Global --------------------------------------------------------------------------------------
+
+#: Hidden width of the net that treats channels one by one.
+HIDDEN = 16
 
 
 @dataclass(frozen=True)
-class Magnitude(Recipe):
-    """Magnitude-based weight excitation: W' = M·φ(W / M), M = (1 + ε)·max|W| over the whole tensor.
+class Global(Excitation):
+    """Channel excitation by a net of a fixed size, so that one net can serve every layer.
 
-    ``artanh`` is the original (Quader et al. 2020, thesis equation 3.8): no weight shrinks, the
-    largest grows by 1.67 at ε = 0.1 and by 1.44 at 0.2. The others: :mod:`wexlib.magnitude`;
-    ``thesis`` is the thesis's own (equation 3.7), ``learnable`` has three parameters a layer and
-    starts as the identity, and the rest have no parameters. M is in the graph. An all-zero weight
-    stays zero.
+        W' = W ⊙ σ(V2·relu(V1·d + b1) + b2)
 
-    The authors left a layer's first forward without excitation, a counter that no checkpoint kept;
-    here it is always on.
+    ``excite(model, [Standardize(), Global()], shared=True)`` is one net for all selected layers,
+    as the thesis describes it. Without ``shared`` every layer has its own, and ``average(model)``
+    after each optimizer step makes V1 and V2 equal: the authors' code, where biases stay apart.
+
+    Two ways to fit the layers' different numbers of input channels:
+
+    * ``width=64``, the authors': d is the kernels' mean, interpolated over the channel index to
+      ``width`` numbers (linearly, corners not aligned), and the gates are interpolated back. V1:
+      64 → 4, V2: 4 → 64, 580 parameters. It makes neighbours of channels whose order means
+      nothing, and of 512 channels it reads a quarter.
+    * ``width=None``: each channel is treated alike, by d = [its kernel's mean; the mean of those
+      over the filter's channels; their maximum], V1: 3 → 16, V2: 16 → 1, 81 parameters (Zaheer et
+      al. 2017, Deep Sets). It reads every channel, and numbering the channels otherwise numbers
+      the gates otherwise and changes nothing else.
+
+    Groups do not matter to either. Nets are ``fc1`` and ``fc2``, started as torch starts them.
 
     Args:
-        function: one of ``magnitude.FUNCTIONS``.
-        eps: ε; 0.1 in the authors' convolutions, 0.2 in their Mixer.
+        activation: the hidden function, by torch's functional name.
+        gate: the outer function, likewise.
+        width: numbers that the net takes, or None.
+        reduction: with a width, the hidden width is max(⌊width / reduction⌋, 1).
 
     Raises:
-        ValueError: an unknown function, or ε not above 0, which would put the largest weight on
-            the pole of artanh.
+        ValueError: an unknown function, or a number below 1.
     """
 
-    function: str = "artanh"
-    eps: float = 0.1
+    activation: str = "relu"
+    gate: str = "sigmoid"
+    width: int | None = 64
+    reduction: int = 16
 
-    name = "magnitude"
+    name = "global"
 
     def __post_init__(self):
-        choose(self.function, magnitude.FUNCTIONS, "magnitude function")
-        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float) or not self.eps > 0:
-            raise ValueError(f"eps is {self.eps!r}: expected a number above 0, such as 0.1")
+        choose(self.activation, ACTIVATIONS, "activation")
+        choose(self.gate, ACTIVATIONS, "gate")
+        for field in ("width", "reduction"):
+            value = getattr(self, field)
+            if value is None and field == "width":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} is {value!r}: expected a whole number, 1 or more")
 
     def __str__(self) -> str:
-        return f"magnitude({self.function})"
+        return "global" if self.width else "global(each channel)"
 
     def _build(self, weight, groups, generator):
-        return MagnitudeExcitation(self, weight)
+        return _Global(self, weight, generator)
 
 
-class MagnitudeExcitation(Switched):
-    """See :class:`Magnitude`. ``shape`` holds the three numbers of ``learnable``, else nothing."""
+class _Global(Gated):
+    """See :class:`Global`."""
 
-    def __init__(self, recipe: Magnitude, weight: Tensor):
+    averaged = ("fc1", "fc2")
+
+    def __init__(self, excitation: Global, weight: Tensor, generator: torch.Generator | None):
         super().__init__(weight)
-        self.recipe, self.shape = recipe, None
-        if recipe.function == "learnable":
-            self.shape = nn.Parameter(torch.zeros(3, dtype=weight.dtype, device=weight.device))
+        self.excitation = excitation
+        inputs, hidden, outputs = 3, HIDDEN, 1
+        if excitation.width:
+            inputs = outputs = excitation.width
+            hidden = max(excitation.width // excitation.reduction, 1)
+        nets = seeded(lambda: (nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)), generator)
+        self.fc1, self.fc2 = (net.to(weight.device, weight.dtype) for net in nets)
 
-    def compute(self, x: Affine) -> Affine:
-        strength = self.strength.to(x.dtype)
-        if self.recipe.function == "artanh":
-            return Affine(x.artanh(self.recipe.eps, strength))
-        weight, m = largest(x.dense(), self.recipe.eps)
-        shape = None if self.shape is None else self.shape.to(x.dtype)
-        excited = magnitude.apply(self.recipe.function, weight, m, shape)
-        return Affine(torch.lerp(weight, excited, strength))
+    def multiplier(self, x: Tensor | DeferredWeight) -> Tensor:
+        pooled = mean_space(x)
+        width, channels = self.excitation.width, pooled.shape[1]
+        if width:
+            gate = _interpolate(self._net(_interpolate(pooled, width)), channels)
+        else:
+            context = [pooled.mean(1, keepdim=True), pooled.amax(1, keepdim=True)]
+            gate = self._net(torch.stack([pooled, *(c.expand_as(pooled) for c in context)], 2))
+            gate = gate.squeeze(2)
+        return like(gate, x)
+
+    def _net(self, descriptor: Tensor) -> Tensor:
+        hidden = ACTIVATIONS[self.excitation.activation](run(self.fc1, descriptor))
+        return ACTIVATIONS[self.excitation.gate](run(self.fc2, hidden))
+
+    def gates(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[float, float] | None]:
+        return (self.multiplier(x),), RANGES.get(self.excitation.gate)
 
     def extra_repr(self) -> str:
-        return repr(self.recipe)
+        return repr(self.excitation)
+
+
+def _interpolate(x: Tensor, width: int) -> Tensor:
+    """(N, C) -> (N, width), linearly over the index of axis 1."""
+    return F.interpolate(x[None], size=width, mode="linear", align_corners=False)[0]

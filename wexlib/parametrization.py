@@ -1,12 +1,233 @@
-"""Attach an excitation to one tensor of one module."""
+"""What excitations are, and the modules that they make: parametrizations, weight -> weight.
 
-from torch import nn
+An excitation is a frozen dataclass; ``excitation.build(weight, groups=1)`` makes a module for a
+weight, and ``module(weight)`` is the excited weight, of the same shape, dtype and memory format. A
+weight has its filters on axis 0, its (group's) input channels on axis 1 and space on the rest, rank
+2 to 5; rank 2 counts as a 1×1 kernel. Modules compute in float32 at least, outside autocast.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from wexlib.recipe import Excitation
+from wexlib.attention import Attention
+from wexlib.ops.deferred import DeferredWeight
+
+Made = TypeVar("Made")
 
 
-def register(module: nn.Module, name: str, excitation: Excitation) -> None:
+class Parametrization(nn.Module):
+    """A parametrization. Subclasses give ``compute``, on float32 or float64 outside autocast.
+
+    A chain hands its parts a weight that is not multiplied out yet, and gets such a one back.
+    """
+
+    #: What it was built from.
+    excitation: "Excitation"
+    #: The nets that ``average`` makes equal in all layers.
+    averaged: tuple[str, ...] = ()
+
+    def forward(self, weight: Tensor | DeferredWeight) -> Tensor | DeferredWeight:
+        if isinstance(weight, DeferredWeight):
+            return self.compute(weight)
+        kind = weight.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if autocast else nullcontext():
+            wide = weight if weight.dtype.itemsize >= 4 else weight.float()
+            excited = self.compute(DeferredWeight(spatial(wide))).dense()
+        excited = excited if excited.shape == weight.shape else excited.view_as(weight)
+        return excited.to(weight.dtype)
+
+    @property
+    def cores(self) -> "tuple[Parametrization, ...]":
+        """What ``excitation`` built: itself, or what it brings a layer's order of axes to."""
+        return (self,)
+
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
+        """The excited weight (N, C, *space) of a weight (N, C, *space)."""
+        raise NotImplementedError
+
+    def shown(self, x: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """What ``inspect`` shows of a weight (N, C, *space)."""
+        return {}
+
+
+def spatial(weight: Tensor) -> Tensor:
+    """(N, C, *space), a linear layer's weight as a 1×1 kernel."""
+    return weight[:, :, None, None] if weight.dim() == 2 else weight
+
+
+class Switched(Parametrization):
+    """An excitation that can be paused: the buffer ``strength`` is 0 off, 1 on, between a blend.
+
+    Both ends are exact to the last bit. A buffer, so it is saved, and ramped without a branch.
+    """
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("strength", torch.ones((), dtype=weight.dtype, device=weight.device))
+
+
+class Gated(Switched):
+    """W' = W ⊙ multiplier(W)."""
+
+    def multiplier(self, x: Tensor | DeferredWeight) -> Tensor:
+        """What a weight (N, C, *space) is multiplied with; it broadcasts to it."""
+        raise NotImplementedError
+
+    def gates(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[float, float] | None]:
+        """The gated maps of a weight (N, C, *space), and the ends of their range, if it has."""
+        raise NotImplementedError
+
+    def shown(self, x: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        return {"gates": self.gates(x)[0], "multiplier": self.multiplier(x)}
+
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
+        return DeferredWeight(x.blend(self.multiplier(x), self.strength.to(x.dtype)))
+
+
+def draw(generator: torch.Generator | None) -> int:
+    """A seed from ``generator``, or from a look at torch's global stream, which stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        device = "cpu" if generator is None else generator.device
+        return torch.randint(2**63 - 1, (), generator=generator, device=device).item()
+
+
+def seeded(make: Callable[[], Made], generator: torch.Generator | None) -> Made:
+    """``make()`` with random draws of its own, on the CPU: torch's global stream stays as it is."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(draw(generator))
+        return make()
+
+
+def check(weight: Tensor, groups: int) -> None:
+    """Raises TypeError or ValueError for what cannot be excited."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is {type(weight).__name__}: expected a tensor")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight has dtype {weight.dtype}: expected a floating-point weight")
+    if not 2 <= weight.dim() <= 5:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}: expected 2 to 5 axes, filters first, then "
+            "input channels, then space"
+        )
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"groups is {groups!r}: expected a whole number, 1 or more")
+
+
+class Excitation:
+    """What ``excite`` takes."""
+
+    #: What a module of this kind is called in a chain, and so in the ``state_dict``.
+    name: str
+
+    def build(
+        self, weight: Tensor, groups: int = 1, *, generator: torch.Generator | None = None
+    ) -> Parametrization:
+        """A module for ``weight``, on its device and in its dtype; global random draws: none.
+
+        Args:
+            weight: filters first, 2 to 5 axes.
+            groups: of the convolution whose weight it is.
+            generator: where the start of the attention nets comes from.
+
+        Raises:
+            TypeError: not a floating-point tensor.
+            ValueError: not 2 to 5 axes, or groups below 1.
+        """
+        check(weight, groups)
+        module = self._build(weight, groups, generator)
+        module.excitation = self
+        return module
+
+    def __str__(self) -> str:
+        return self.name
+
+    def _build(self, weight, groups, generator) -> Parametrization:
+        raise NotImplementedError
+
+
+# --- Chain ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chain(Excitation):
+    """Excitations one after the other; each is built on the weight that it will see.
+
+    A list given to ``excite`` is this. In the ``state_dict`` its parts go by their kind
+    (``location.fc1.weight``), a second one of a kind as ``location2``.
+    """
+
+    excitations: tuple[Excitation, ...]
+
+    name = "chain"
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.excitations))
+
+    def _build(self, weight, groups, generator):
+        parts: dict[str, Parametrization] = {}
+        for excitation in self.excitations:
+            count = sum(part.rstrip("0123456789") == excitation.name for part in parts)
+            part = excitation.build(weight, groups, generator=generator)
+            parts[excitation.name + (str(count + 1) if count else "")] = part
+            if len(parts) < len(self.excitations):
+                with torch.no_grad():
+                    weight = part(weight)
+        return _Chain(parts)
+
+
+class _Chain(Parametrization):
+    """See :class:`Chain`. A half-precision weight is rounded once, at the end."""
+
+    def __init__(self, parts: dict[str, Parametrization]):
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+def flat(excitations: Excitation | Iterable[Excitation]) -> tuple[Excitation, ...]:
+    """One excitation or many as a tuple.
+
+    Raises:
+        TypeError: something in it is no excitation.
+        ValueError: it is empty.
+    """
+    if isinstance(excitations, Excitation):
+        return (excitations,)
+    if isinstance(excitations, Attention):
+        raise TypeError(f"{excitations} is an attention: wrap it as Location({excitations})")
+    if isinstance(excitations, type | str) or not isinstance(excitations, Iterable):
+        raise TypeError(
+            f"{excitations!r} is no excitation: expected Standardize(), Location(…), Magnitude(), "
+            "or a list"
+        )
+    excitations = tuple(part for excitation in excitations for part in flat(excitation))
+    if not excitations:
+        raise ValueError("no excitation was given: expected at least one, such as Location(SE())")
+    return excitations
+
+
+def chain(excitations: Excitation | Iterable[Excitation]) -> Excitation:
+    """A single excitation as it is, several as a :class:`Chain`."""
+    excitations = flat(excitations)
+    return excitations[0] if len(excitations) == 1 else Chain(excitations)
+
+
+# --- On a layer ----------------------------------------------------------------------------------
+
+
+def register(module: nn.Module, name: str, excitation: Parametrization) -> None:
     """``parametrize.register_parametrization``, safe to copy.
 
     Torch gives a parametrized module a class of its own, with a property for the tensor, and a
@@ -35,3 +256,41 @@ def _copy_apart(cls: type) -> None:
 
     cls.__deepcopy__ = deepcopy
     cls.copies_apart = True
+
+
+def exchange(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's (I, O/g, *space) as (O, I/g, *space), and the way back."""
+    weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+    return weight[0] if groups == 1 else weight.flatten(0, 1)
+
+
+class _Transposed(Parametrization):
+    """An excitation of a transposed convolution's weight."""
+
+    def __init__(self, filters: Parametrization, groups: int):
+        super().__init__()
+        self.filters, self.groups, self.excitation = filters, groups, filters.excitation
+
+    @property
+    def cores(self):
+        return (self.filters,)
+
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
+        filters = self.filters(exchange(x.dense(), self.groups))
+        return DeferredWeight(exchange(filters, self.groups))
+
+
+class _QueryKeyValue(Parametrization):
+    """Excitations of ``in_proj_weight``: q, k and v are stacked on axis 0, each has its own."""
+
+    def __init__(self, q: Parametrization, k: Parametrization, v: Parametrization):
+        super().__init__()
+        self.q, self.k, self.v, self.excitation = q, k, v, q.excitation
+
+    @property
+    def cores(self):
+        return self.q, self.k, self.v
+
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
+        parts = zip((self.q, self.k, self.v), x.dense().chunk(3), strict=True)
+        return DeferredWeight(torch.cat([excitation(part) for excitation, part in parts]))

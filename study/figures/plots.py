@@ -234,10 +234,10 @@ def save(figure: Figure, path: Path) -> None:
 
 if __name__ == "__main__":
     # The README's picture, of a layer that the playground trained.
-    from study.train.record import load
+    from wexlib import load
 
     style()
-    layer = load(root() / "results" / "demo" / "playground.json").layer2[0].conv2
+    layer = load(root() / "models" / "demo" / "playground.safetensors").layer2[0].conv2
     (chain,) = layer.parametrizations.weight
     weight = chain.standardize(layer.parametrizations.weight.original).detach()
     figure = excitation(

@@ -16,8 +16,8 @@ from pathlib import Path
 PACKAGES = ("wexlib", "study")
 #: Tables from which a plan chooses by name: dictionaries with texts as keys.
 CHOICES = {
-    "wexlib.activations.ACTIVATIONS",
-    "wexlib.activations.RANGES",
+    "wexlib.names.ACTIVATIONS",
+    "wexlib.names.RANGES",
     "wexlib.attention.ATTENTIONS",
     "wexlib.magnitude.SCALED",
     "wexlib.magnitude.UNSCALED",

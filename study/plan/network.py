@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from wexlib import models
-from wexlib.attach import excite
+from wexlib.attach import excite, select
 from wexlib.attention import ATTENTIONS, SE
-from wexlib.excitation import Location, Magnitude, Standardize
-from wexlib.recipe import Recipe
-from wexlib.sharing import Global
-from wexlib.where import select
+from wexlib.excitation import Global, Location, Standardize
+from wexlib.magnitude import Magnitude
+from wexlib.parametrization import Excitation
 
 ATTENTION_KEYS = ("activation", "gate", "reduction", "order")
 #: What the attention nets of a stacked excitation are excited by themselves.
@@ -31,7 +30,7 @@ def derive(seed: int, purpose: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _location(we: dict) -> Recipe:
+def _location(we: dict) -> Excitation:
     kind = ATTENTIONS.get(we["attention"], Global)
     given = {key: we[key] for key in ATTENTION_KEYS if key in kind.__dataclass_fields__}
     if kind is Global:
@@ -41,7 +40,7 @@ def _location(we: dict) -> Recipe:
     return Location(kind(**given), stacked=STACKED[we["stacked"]], **options)
 
 
-def _magnitude(we: dict) -> Recipe:
+def _magnitude(we: dict) -> Excitation:
     return Magnitude(we["magnitude"], eps=we["eps"])
 
 
@@ -53,7 +52,7 @@ EXCITATIONS = {
 }
 
 
-def excitations(we: dict) -> list[Recipe]:
+def excitations(we: dict) -> list[Excitation]:
     """The excitations that a plan's ``we`` asks for, in the order in which they are applied."""
     return [make(we) for key, make in EXCITATIONS.items() if we[key] not in (False, "none")]
 

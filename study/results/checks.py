@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from wexlib import magnitude
 from wexlib.attach import excite, fold
 from wexlib.attention import BAM, CBAM, SE, Attention, Triplet
-from wexlib.excitation import Location, Magnitude, Standardize
+from wexlib.excitation import Location, Standardize
+from wexlib.magnitude import Magnitude
 from wexlib.models import resnet18, resnext29
+from wexlib.parametrization import Excitation
 
 ATTENTIONS = (SE(), CBAM(), BAM(), Triplet())
 
@@ -19,7 +21,7 @@ def _weight(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _excited(excitation: object, layer: nn.Module) -> nn.Module:
+def _excited(excitation: Excitation, layer: nn.Module) -> nn.Module:
     return excite(layer, excitation, generator=torch.Generator().manual_seed(0))
 
 

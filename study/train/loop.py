@@ -20,7 +20,7 @@ from study.data.loader import Data, Loader
 from study.files import write
 from study.plan.network import attach, build, derive
 from study.train import memory
-from wexlib.attach import average, precompute, resume
+from wexlib.control import average, precompute, resume
 
 EVALUATION_BATCH = 500
 

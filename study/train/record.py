@@ -5,7 +5,7 @@
 ``results/<scale>/<run>.json``             what the seeds determine: equal to the last bit
 ``results/<scale>/curves/<run>.csv``       a row for each seed and epoch
 ``results/<scale>/provenance/<run>.json``  time, machine, versions, commit
-``models/<scale>/<run>.safetensors``       the trained weights, ``<seed>.<name in state_dict>``
+``models/<scale>/<run>.safetensors``       the trained models, for :func:`wexlib.load`
 =========================================  =====================================================
 
 The playground's are ``playground/plan.json``, ``result.json``, ``curves.csv``, ``provenance.json``
@@ -29,7 +29,6 @@ from study.files import PLAYGROUND, root, write, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from study.data.loader import Data
     from study.train.loop import Run
@@ -106,7 +105,7 @@ def say(text: str) -> None:
 
 def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
     """Write the four files of a finished run, the result last; return the result."""
-    from safetensors.torch import save_file
+    from wexlib.checkpoint import save
 
     name, scale, seeds = plan["run"], plan["scale"], list(runs)
     histories = [runs[seed].history for seed in seeds]
@@ -128,17 +127,17 @@ def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
         "validation_last": [row["validation_accuracy"] for row in last],
         "train_last": [row["train_accuracy"] for row in last],
     }
+    models = {seed: run.model for seed, run in runs.items()}
+    built_of = {
+        "model": plan["model"],
+        "classes": data.classes,
+        "image_size": data.image_size,
+        "options": plan["model_options"],
+    }
     files = Files.of(plan)
     write(
         files.checkpoint,
-        lambda temporary: save_file(
-            {
-                f"{seed}.{key}": value.detach().cpu().contiguous().clone()
-                for seed, run in runs.items()
-                for key, value in run.model.state_dict().items()
-            },
-            temporary,
-        ),
+        lambda temporary: save(temporary, models, **built_of),
     )
     rows = io.StringIO()
     table = csv.DictWriter(rows, fieldnames=histories[0][0], lineterminator="\n")
@@ -207,49 +206,3 @@ def provenance(on: "torch.device", seconds: float) -> dict:
             git("status", "--porcelain", "--untracked-files=no", "wexlib", "study", "notebooks")
         ),
     }
-
-
-def load(results_json: str | Path, seed: int | None = None) -> "nn.Module":
-    """Rebuild a run's model with its checkpoint, in evaluation mode, ready to :func:`wexlib.fold`.
-
-    Args:
-        results_json: ``results/<scale>/<run>.json`` of a project whose ``models/`` holds the
-            checkpoint (``dvc pull`` brings it).
-        seed: which of the run's seeds; the first by default.
-
-    Raises:
-        FileNotFoundError: no such result, or no checkpoint beside it.
-        ValueError: the run was not run, or not with this seed.
-    """
-    from safetensors import safe_open
-
-    from study.train.loop import build
-
-    path = Path(results_json).resolve()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no result file {results_json}: expected results/<scale>/<run>.json"
-        )
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if "not_run" in result:
-        raise ValueError(f"run {result['run']} has no model: it {result['not_run']}")
-    seed = result["seeds"][0] if seed is None else seed
-    if seed not in result["seeds"]:
-        raise ValueError(f"run {result['run']} has the seeds {result['seeds']}, not {seed}")
-    file = Files.of(result).checkpoint
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no checkpoint {file}: bring it by `dvc pull`, or make it by `dvc repro`"
-        )
-    model = build(
-        result["config"], seed, **{k: result["data"][k] for k in ("classes", "image_size")}
-    )
-    with safe_open(file, framework="pt") as tensors:
-        prefix = f"{seed}."
-        state = {
-            k.removeprefix(prefix): tensors.get_tensor(k)
-            for k in tensors.keys()
-            if k.startswith(prefix)
-        }
-    model.load_state_dict(state)
-    return model.eval()

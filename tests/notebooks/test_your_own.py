@@ -12,8 +12,8 @@ from study.data import sources
 from study.data.datasets import prepare
 from study.data.loader import load
 from wexlib import Location, Magnitude, attend, excite, fold, magnitude
-from wexlib.activations import ACTIVATIONS
 from wexlib.attention import Attention, like, mean_space, run
+from wexlib.names import ACTIVATIONS
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from wexlib import (
     pause,
     resume,
 )
-from wexlib.attach import average, excited
+from wexlib.attach import excited
+from wexlib.control import average
+from wexlib.excitation import Global
 from wexlib.models import build
-from wexlib.sharing import Global
 
 
 @pytest.fixture(autouse=True)
@@ -159,9 +160,11 @@ def test_the_backbone_keeps_its_start():
 # --- Fold ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [OURS, SE_WS, Location(BAM()), Location(Triplet()), Global()])
-def test_fold_gives_plain_layers_and_the_same_bits(recipe):
-    model = excite(resnet(), recipe)
+@pytest.mark.parametrize(
+    "excitation", [OURS, SE_WS, Location(BAM()), Location(Triplet()), Global()]
+)
+def test_fold_gives_plain_layers_and_the_same_bits(excitation):
+    model = excite(resnet(), excitation)
     parameter = model.conv1.parametrizations.weight.original
     expected = model(images())
     assert fold(model) is model
@@ -243,16 +246,16 @@ def test_pausing_leaves_standardization():
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "recipe", "parameters"),
+    ("name", "classes", "excitation", "parameters"),
     [
         ("resnet18_imagenet", 1000, Global(), 11_701_112),
         ("resnext29", 100, Location(SE(), stacked=SE_WS), 39_849_090),
         ("resnext29", 100, Location(SE(), stacked=[Standardize(), Magnitude()]), 37_287_414),
     ],
 )
-def test_the_authors_parameter_counts(name, classes, recipe, parameters):
+def test_the_authors_parameter_counts(name, classes, excitation, parameters):
     with torch.device("meta"):
-        model = excite(build(name, classes=classes), [Standardize(), recipe])
+        model = excite(build(name, classes=classes), [Standardize(), excitation])
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
@@ -329,7 +332,7 @@ def test_attended_copies_stand_alone_and_attention_is_not_excited():
     [
         (lambda: excite("resnet18", Magnitude()), TypeError, "model is str: expected a torch mod"),
         (lambda: excite(resnet(), SE()), TypeError, "wrap it as Location(SE("),
-        (lambda: excite(resnet(), []), ValueError, "no recipe was given"),
+        (lambda: excite(resnet(), []), ValueError, "no excitation was given"),
         (lambda: excite(resnet(), Magnitude(), where=3), TypeError, "where is 3: expected a reg"),
         (lambda: excite(resnet(), Magnitude(), where="("), ValueError, "is no regular expression"),
         (

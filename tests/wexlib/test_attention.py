@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from wexlib import BAM, CBAM, SE, Location, Triplet
-from wexlib.activations import ACTIVATIONS
-from wexlib.attention import ATTENTIONS, CONVOLUTIONS, FeatureAttention, run_along, run_whole
+from wexlib.attention import ATTENTIONS, CONVOLUTIONS, FeatureAttention
+from wexlib.names import ACTIVATIONS
+from wexlib.ops.nets import run, run_along
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +151,7 @@ def test_recipes_are_values():
         (lambda: SE(reduction=0), ValueError, "reduction is 0: expected a whole number"),
         (lambda: BAM(reduction=1.5), ValueError, "reduction is 1.5"),
         (lambda: CBAM(order="parallell"), ValueError, "did you mean 'parallel'?"),
-        (lambda: FeatureAttention("se", 8), TypeError, "attention is 'se': expected a recipe"),
+        (lambda: FeatureAttention("se", 8), TypeError, "attention is 'se': expected one such as"),
         (lambda: FeatureAttention(SE(), 8, rank=4), ValueError, "rank is 4: expected 1, 2 or 3"),
     ],
 )
@@ -180,7 +181,7 @@ def test_a_small_map_is_convolved_as_any(kernel, inputs, outputs, one):
     side = [1] * len(kernel) if one else kernel
     net = CONVOLUTIONS[len(kernel)](inputs, outputs, side, padding="same").double()
     x = torch.randn(5, inputs, *kernel, dtype=torch.float64, requires_grad=True)
-    assert_same((run_whole(net, x), net(x)), [x, *net.parameters()])
+    assert_same((run(net, x), net(x)), [x, *net.parameters()])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

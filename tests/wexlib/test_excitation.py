@@ -8,10 +8,10 @@ import torch
 from methods import METHODS, SHAPES, deviation, weight_of
 from torch import nn
 
-from study.files import root
-from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet
-from wexlib.recipe import Chain, chain
-from wexlib.sharing import Global
+from wexlib import BAM, CBAM, SE, Location, Magnitude, Standardize, Triplet, excite
+from wexlib.excitation import Global
+from wexlib.models import resnet18
+from wexlib.parametrization import Chain, chain
 
 
 @pytest.fixture(autouse=True)
@@ -34,23 +34,32 @@ def test_global_of_each_channel_does_not_depend_on_their_numbers():
     torch.testing.assert_close(module(weight[:, order]), module(weight)[:, order])
 
 
-def test_the_document_lists_every_method():
-    text = (root(Path(__file__).parent) / "docs" / "methods.md").read_text(encoding="utf-8")
-    listed = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if "|" in line]
-    assert [name for name in listed if name not in ("method", "---")] == [*METHODS, *METHODS]
+def test_the_document_lists_every_method_with_its_parameters():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert ", ".join(SHAPES) in text
+    with torch.device("meta"):
+        plain = sum(p.numel() for p in resnet18(classes=10).parameters())
+    rows = ["| method | formula | 64 → 64 | ResNet-18 |", "| --- | --- | ---: | ---: |"]
+    for name, method in METHODS.items():
+        one = added(method.excitation, (64, 64, 3, 3))
+        with torch.device("meta"):
+            whole = excite(resnet18(classes=10), method.excitation)
+        more = sum(p.numel() for p in whole.parameters()) - plain
+        rows.append(f"| {name} | {method.place} | {one:,} | {more:,} |")
+    assert [line for line in text.splitlines() if line.startswith("|")] == rows
 
 
 def test_a_chain_names_its_parts():
-    recipe = Chain((Standardize(), Location(SE()), Magnitude()))
-    module = recipe.build(weight_of("3×3")[0])
+    excitation = Chain((Standardize(), Location(SE()), Magnitude()))
+    module = excitation.build(weight_of("3×3")[0])
     assert list(dict(module.named_children())) == ["standardize", "location", "magnitude"]
 
 
 # --- Sizes ---------------------------------------------------------------------------------------
 
 
-def added(recipe, shape, groups=1) -> int:
-    module = recipe.build(torch.empty(shape, device="meta"), groups)
+def added(excitation, shape, groups=1) -> int:
+    module = excitation.build(torch.empty(shape, device="meta"), groups)
     return sum(p.numel() for p in module.parameters())
 
 
@@ -134,10 +143,10 @@ def test_an_identity_start_changes_no_bit_and_learns(attention, skips):
 
 def test_free_starts_as_fresh_nets_and_no_longer_sees_the_weight():
     weight = torch.randn(4, 32, 3, 3)
-    recipes = [
+    excitations = [
         chain([Standardize(), Location(CBAM(), control=control)]) for control in ("none", "free")
     ]
-    live, free = (r.build(weight, generator=torch.Generator().manual_seed(3)) for r in recipes)
+    live, free = (r.build(weight, generator=torch.Generator().manual_seed(3)) for r in excitations)
     torch.testing.assert_close(live(weight), free(weight), rtol=1e-6, atol=1e-7)
     assert {k for k, _ in free.named_parameters()} == {"location.free"}
     multiplier = free.location.multiplier(weight)
@@ -171,11 +180,11 @@ SWITCHED = [
 ]
 
 
-@pytest.mark.parametrize("recipe", SWITCHED, ids=str)
-def test_strength(recipe):
+@pytest.mark.parametrize("excitation", SWITCHED, ids=str)
+def test_strength(excitation):
     """0 is the weight and 1 the excited weight, to the last bit; between them a blend."""
     weight = torch.randn(4, 32, 3, 3)
-    module = recipe.build(weight)
+    module = excitation.build(weight)
     excited = module(weight)
     module.strength.fill_(0)
     assert torch.equal(module(weight), weight)
@@ -198,7 +207,7 @@ def test_standardization_is_not_paused():
 
 # --- Numbers -------------------------------------------------------------------------------------
 
-RECIPES = [
+EXCITATIONS = [
     *(Location(a, s) for a in (SE(), CBAM("leaky_relu"), BAM(), Triplet()) for s in (False, True)),
     *(Magnitude(f) for f in ("artanh", "thesis", "thesis_odd", "learnable", "sigmoid")),
     Global(width=4, reduction=2),
@@ -206,15 +215,15 @@ RECIPES = [
 ]
 CHAINS = [
     Standardize(),
-    *RECIPES,
-    *(Chain((Standardize(), recipe)) for recipe in RECIPES),
+    *EXCITATIONS,
+    *(Chain((Standardize(), excitation)) for excitation in EXCITATIONS),
     Chain((Standardize(), Location(CBAM("leaky_relu"), skips=True), Magnitude())),
 ]
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=str)
+@pytest.mark.parametrize("excitation", CHAINS, ids=str)
 @pytest.mark.parametrize("values", ["1e-30", "1e-12", "1e12", "1e30", "zeros", "constant", "spike"])
-def test_extreme_weights(recipe, values):
+def test_extreme_weights(excitation, values):
     """No value and no gradient is infinite or undefined."""
     noise = torch.randn(4, 32, 3, 3, generator=torch.Generator().manual_seed(0))
     weight = {
@@ -225,7 +234,7 @@ def test_extreme_weights(recipe, values):
     if weight is None:
         weight = noise * float(values)
     weight.requires_grad_()
-    module = recipe.build(weight)
+    module = excitation.build(weight)
     out = module(weight)
     assert out.isfinite().all()
     out.sum().backward()
@@ -256,48 +265,48 @@ def test_the_thesis_s_module_has_a_closed_form():
     torch.testing.assert_close(module(weight), 2.75 * weight, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=str)
+@pytest.mark.parametrize("excitation", CHAINS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_weights_compute_in_float32(recipe, dtype):
+def test_half_weights_compute_in_float32(excitation, dtype):
     weight = torch.randn(4, 32, 3, 3, generator=torch.Generator().manual_seed(5)).to(dtype)
-    module = recipe.build(weight)
+    module = excitation.build(weight)
     assert {p.dtype for p in (*module.parameters(), *module.buffers())} <= {dtype}
     out = module(weight)
     assert out.dtype == dtype
     assert torch.equal(out, copy.deepcopy(module).float()(weight.float()).to(dtype))
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=str)
-def test_autocast_is_kept_out(recipe):
+@pytest.mark.parametrize("excitation", CHAINS, ids=str)
+def test_autocast_is_kept_out(excitation):
     weight = torch.randn(4, 32, 3, 3)
-    module = recipe.build(weight)
+    module = excitation.build(weight)
     with torch.autocast("cpu", torch.bfloat16):
         out = module(weight)
     assert torch.equal(out, module(weight))
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=str)
-def test_memory_format_is_kept(recipe):
+@pytest.mark.parametrize("excitation", CHAINS, ids=str)
+def test_memory_format_is_kept(excitation):
     weight = torch.randn(4, 32, 3, 3).to(memory_format=torch.channels_last)
-    module = recipe.build(weight)
+    module = excitation.build(weight)
     assert module(weight).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(module(weight), module(weight.contiguous()))
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=str)
-def test_compile_in_one_graph(recipe):
+@pytest.mark.parametrize("excitation", CHAINS, ids=str)
+def test_compile_in_one_graph(excitation):
     weight = torch.randn(4, 32, 3, 3)
-    module = recipe.build(weight)
+    module = excitation.build(weight)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(weight), module(weight))
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=str)
-def test_second_derivatives(recipe):
+@pytest.mark.parametrize("excitation", CHAINS, ids=str)
+def test_second_derivatives(excitation):
     generator = torch.Generator().manual_seed(6)
     weight = torch.randn(2, 3, 2, 1, dtype=torch.float64, generator=generator).requires_grad_()
-    module = recipe.build(weight)
+    module = excitation.build(weight)
     parameters = dict(module.named_parameters())
 
     def run(w, *values):
@@ -335,10 +344,10 @@ def test_second_derivatives(recipe):
         (lambda: Magnitude(eps="x"), ValueError, "eps is 'x'"),
         (lambda: Global(width=0), ValueError, "width is 0: expected a whole number"),
         (lambda: Global(activation="rel"), ValueError, "did you mean 'relu'?"),
-        (lambda: chain([]), ValueError, "no recipe was given"),
+        (lambda: chain([]), ValueError, "no excitation was given"),
         (lambda: chain(SE()), TypeError, "wrap it as Location(SE("),
-        (lambda: chain(Standardize), TypeError, "is no recipe"),
-        (lambda: chain(["se"]), TypeError, "'se' is no recipe"),
+        (lambda: chain(Standardize), TypeError, "is no excitation"),
+        (lambda: chain(["se"]), TypeError, "'se' is no excitation"),
         (lambda: Standardize().build(torch.ones(3)), ValueError, "has shape (3,): expected 2 to 5"),
         (lambda: Standardize().build(torch.ones(3, 3).long()), TypeError, "floating-point"),
         (lambda: Standardize().build([1.0]), TypeError, "weight is list: expected a tensor"),

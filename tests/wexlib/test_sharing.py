@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from wexlib import CBAM, Location, Standardize, describe, excite, pause
-from wexlib.attach import average, excited
-from wexlib.sharing import Global
+from wexlib.attach import excited
+from wexlib.control import average
+from wexlib.excitation import Global
 
 
 @pytest.fixture(autouse=True)

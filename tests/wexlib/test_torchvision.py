@@ -12,7 +12,7 @@ from wexlib import CBAM, SE, Location, Magnitude, Standardize, excite, fold
 CONVOLUTIONS = [Standardize(), Location(CBAM("leaky_relu"), skips=True)]
 TRANSFORMER = [Location(SE()), Magnitude()]
 LINEAR = (nn.Linear, nn.MultiheadAttention)
-#: name -> (input's size after the batch, recipe, where)
+#: name -> (input's size after the batch, excitation, where)
 MODELS = {
     "resnet18": ((3, 64, 64), CONVOLUTIONS, None),
     "resnext50_32x4d": ((3, 64, 64), CONVOLUTIONS, None),
@@ -34,7 +34,7 @@ def scores(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_backward_and_fold(name):
-    size, recipe, where = MODELS[name]
+    size, excitation, where = MODELS[name]
     torch.manual_seed(0)
     kind = models.get_model_builder(name)
     backbone = {"weights_backbone": None} if name.startswith("fcn") else {}
@@ -44,7 +44,7 @@ def test_forward_backward_and_fold(name):
     plain = copy.deepcopy(model)
     x = torch.randn(2, *size)
 
-    excite(model, recipe, where=where)
+    excite(model, excitation, where=where)
     scores(model, x).square().mean().backward()
     for parameter in model.parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all()

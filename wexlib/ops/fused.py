@@ -1,8 +1,8 @@
-"""The passes of :mod:`wexlib.ops.passes` on a CPU, each one loop over W, in C++ (fused.cpp).
+"""The loops of :mod:`wexlib.ops.cpu` over a weight, in C++ (fused.cpp): compiled, and called.
 
 They are compiled when they are first asked for, in a few seconds, by ``$CXX`` or ``c++``, and kept
 in the user's cache: ``python -m wexlib.ops.fused`` says where, or what is missing. Without them a
-pass is what it is on a GPU, some operations of torch's; results are the same to rounding.
+function of a weight is what it is on a GPU, some operations of torch's, the same to rounding.
 """
 
 import ctypes
@@ -25,7 +25,10 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 #: Without them a call of the library or a division that might raise a signal keeps a loop from
 #: being computed in vectors.
 QUIET = ("-fno-math-errno", "-fno-trapping-math")
-FLAGS = ("-std=c++17", "-O3", "-march=native", *QUIET, "-shared", "-fPIC")
+#: One set of instructions on every x86-64 with AVX2, and no multiplication fused with an addition,
+#: so that the same loops give the same bits there.
+AVX2 = "x86-64-v3" if torch.cpu.get_capabilities().get("avx2") else "native"
+FLAGS = ("-std=c++17", "-O3", f"-march={AVX2}", "-ffp-contract=off", *QUIET, "-shared", "-fPIC")
 #: Threads and vectors, or where the compiler has no threads, vectors alone.
 OPENMP = ("-fopenmp", "-fopenmp-simd")
 TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -100,7 +103,7 @@ def _compile(command: list[str], target: Path) -> None:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled passes, or None where they cannot be had."""
+    """The compiled loops, or None where they cannot be had."""
     try:
         return load()
     except (OSError, RuntimeError):
@@ -116,13 +119,13 @@ def _function(name: str, dtype: torch.dtype):
     return function
 
 
-def fits(weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether there is a loop for a weight and what else a pass is given."""
+def fits(weight: Tensor, *others: object) -> bool:
+    """Whether there is a loop for a weight and the other tensors of a function of it."""
     dtype = weight.dtype
     if dtype not in TYPES or not weight.numel():
         return False
     for x in (weight, *others):
-        if x is not None and not (
+        if isinstance(x, Tensor) and not (
             x.dtype == dtype
             and x.device.type == "cpu"
             and type(x) in (Tensor, nn.Parameter)

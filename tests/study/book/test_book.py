@@ -218,7 +218,7 @@ def test_the_reference_has_every_public_name_with_its_arguments_and_its_source(s
             assert re.search(rf"\b{argument}\b", head.get_text()), f"{name} without {argument}"
     for name in ("magnitude.thesis", "attention.Attention", "attention.FeatureAttention"):
         assert api.find("dt", id=f"wexlib.{name}")
-    assert "leaky_relu" in api.find("dt", id="wexlib.activations.ACTIVATIONS").get_text()
+    assert "leaky_relu" in api.find("dt", id="wexlib.names.ACTIVATIONS").get_text()
     assert {"Parameters:", "Raises:"} <= set(texts(api, "dl.field-list > dt"))
     # A formula in a docstring is code, and what is marked up by chance is text.
     assert any("relu(" in text and "\n" in text for text in texts(api, "dd pre"))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_affine import CHAINS, SHAPES, WIDE, weights
+from test_deferred import CHAINS, SHAPES, WIDE, weights
 
 from wexlib import CBAM, SE, Location, Magnitude, Standardize
 from wexlib.ops import fused
-from wexlib.ops.affine import Affine
-from wexlib.recipe import chain
+from wexlib.ops.deferred import DeferredWeight
+from wexlib.parametrization import chain
 
 compiled = pytest.mark.skipif(fused.library() is None, reason="there is no C++ compiler")
 NARROW = [(7, 33), (2, 40, 1, 1), (3, 1, 3, 3), (8, 2, 3, 3), (3, 2, 2, 3, 2)]
@@ -52,11 +52,11 @@ def found(module, weight, upstream):
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES + WIDE + NARROW, ids=str)
-@pytest.mark.parametrize("recipe", CHAINS + MORE, ids=lambda recipe: str(chain(recipe)))
-def test_a_loop_gives_what_the_operations_give(recipe, shape, dtype, loops, by_operations):
+@pytest.mark.parametrize("excitation", CHAINS + MORE, ids=lambda excitation: str(chain(excitation)))
+def test_a_loop_gives_what_the_operations_give(excitation, shape, dtype, loops, by_operations):
     for weight in weights(shape):
         weight = (weight + 0.1).to(dtype).requires_grad_()
-        module = chain(recipe).build(weight, generator=torch.Generator().manual_seed(1))
+        module = chain(excitation).build(weight, generator=torch.Generator().manual_seed(1))
         upstream = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
         loops.clear()
         fast = found(module, weight, upstream)
@@ -73,11 +73,11 @@ def test_a_loop_gives_what_the_operations_give(recipe, shape, dtype, loops, by_o
 
 
 @compiled
-@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
-def test_a_constant_filter_gets_the_gradient_that_the_operations_give(recipe, by_operations):
+@pytest.mark.parametrize("excitation", CHAINS, ids=lambda excitation: str(chain(excitation)))
+def test_a_constant_filter_gets_the_gradient_that_the_operations_give(excitation, by_operations):
     for weight in weights((4, 32, 3, 3)):
         weight = torch.full_like(weight, 0.25).requires_grad_()
-        module = chain(recipe).build(weight, generator=torch.Generator().manual_seed(1))
+        module = chain(excitation).build(weight, generator=torch.Generator().manual_seed(1))
         upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
         fast = found(module, weight, upstream)
         slow = by_operations(found, module, weight, upstream)
@@ -98,7 +98,7 @@ def test_the_same_to_the_last_bit_for_any_number_of_threads():
             each = []
             for count in (1, 2, 5):
                 torch.set_num_threads(count)
-                x = Affine(weight).standardized()
+                x = DeferredWeight(weight).standardized()
                 out = [x.mean_max_space(), x.pool_channels(gate), x.times(gate)]
                 out += [x.two_gates(gate, maps, half, skips=True), x.artanh(0.1, half)]
                 each.append([*out, *torch.autograd.grad([o.sum() for o in out], weight)])
@@ -121,16 +121,16 @@ def test_artanh_is_within_three_units_of_the_last_place():
 
 
 @compiled
-@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
+@pytest.mark.parametrize("excitation", CHAINS, ids=lambda excitation: str(chain(excitation)))
 @pytest.mark.parametrize(
     "change",
     [lambda w: w.transpose(0, 1).contiguous().transpose(0, 1), lambda w: w[:, ::2]],
     ids=["exchanged", "every other"],
 )
-def test_weights_that_no_loop_fits(change, recipe):
+def test_weights_that_no_loop_fits(change, excitation):
     weight = change(torch.randn(8, 32, 3, 3, generator=torch.Generator().manual_seed(1)))
     assert not fused.fits(weight)
-    module = chain(recipe).build(weight)
+    module = chain(excitation).build(weight)
     upstream = torch.randn(weight.shape)
     odd = found(module, weight.requires_grad_(), upstream)
     plain = found(module, weight.detach().contiguous().requires_grad_(), upstream)
@@ -139,15 +139,15 @@ def test_weights_that_no_loop_fits(change, recipe):
 
 
 @compiled
-@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
-def test_a_number_that_is_none_spreads_as_by_the_operations(recipe, by_operations):
+@pytest.mark.parametrize("excitation", CHAINS, ids=lambda excitation: str(chain(excitation)))
+def test_a_number_that_is_none_spreads_as_by_the_operations(excitation, by_operations):
     for weight in weights((8, 32, 3, 3)):
         weight[3, 5, 1, 2] = float("nan")
         weight.requires_grad_()
-        module = chain(recipe).build(weight, generator=torch.Generator().manual_seed(1))
+        module = chain(excitation).build(weight, generator=torch.Generator().manual_seed(1))
 
         def seen(module=module, weight=weight):
-            x, out = Affine(weight), module(weight)
+            x, out = DeferredWeight(weight), module(weight)
             pooled = x.mean_max_space(), x.pool_channels(weight.new_ones(8, 32))
             return *pooled, out, *torch.autograd.grad(out.sum(), weight)
 
@@ -170,7 +170,7 @@ def test_gates_in_any_order_and_gates_that_filters_share(shape):
         weight = weight.double().requires_grad_()
         for a in gates:
             for b in maps:
-                x, s = Affine(weight), torch.tensor(0.7, dtype=torch.float64)
+                x, s = DeferredWeight(weight), torch.tensor(0.7, dtype=torch.float64)
                 found = [x.pool_channels(a), x.times(a)]
                 found += [x.two_gates(a, b, s, skips=skips) for skips in (False, True)]
                 y = weight * a
@@ -222,7 +222,7 @@ def test_without_a_compiler_it_says_so_and_excites_all_the_same(compiler, tmp_pa
     assert said.returncode == 1 and compiler in said.stderr and "Traceback" not in said.stderr
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
     program = (
-        "import torch; from wexlib import SE, Location, fused\n"
+        "import torch; from wexlib import SE, Location; from wexlib.ops import fused\n"
         "weight = torch.randn(4, 32, 3, 3)\n"
         "assert Location(SE()).build(weight)(weight).isfinite().all() and fused.library() is None"
     )

@@ -7,8 +7,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from wexlib import CBAM, SE, Location, Magnitude, Standardize
 from wexlib.attention import like
-from wexlib.ops.affine import Affine, largest
-from wexlib.recipe import Excitation, chain
+from wexlib.ops.deferred import DeferredWeight
+from wexlib.parametrization import Parametrization, chain
 
 CHAINS = [
     [Standardize()],
@@ -37,14 +37,14 @@ def weights(shape):
 def test_maxima_and_their_gradients_go_to_their_places(shape):
     for weight in weights(shape):
         weight.requires_grad_()
-        maximum = Affine(weight).mean_max_space()[len(weight) :]
+        maximum = DeferredWeight(weight).mean_max_space()[len(weight) :]
         expected, place = weight.flatten(2).max(2)
         assert torch.equal(maximum, expected)
         (gradient,) = torch.autograd.grad(maximum.sum(), weight)
         wanted = torch.zeros(weight.flatten(2).shape).scatter(2, place[..., None], 1.0)
         assert torch.equal(gradient.flatten(2), wanted)
 
-        x = Affine(weight)
+        x = DeferredWeight(weight)
         pooled = x.pool_channels(weight.new_ones(shape[:2]))
         expected, place = weight.max(1, keepdim=True)
         assert torch.equal(x.dense(), weight) and torch.equal(pooled[:, :1], expected)
@@ -52,7 +52,7 @@ def test_maxima_and_their_gradients_go_to_their_places(shape):
         (gradient,) = torch.autograd.grad(pooled[:, :1].sum(), weight)
         assert torch.equal(gradient, torch.zeros(shape).scatter(1, place, 1.0))
 
-        _, m = largest(weight, 0.5)
+        _, m = DeferredWeight(weight).largest(0.5)
         assert m == 1.5 * weight.abs().max()
         (gradient,) = torch.autograd.grad(m, weight)
         wanted = torch.where(weight.abs() == weight.abs().max(), 1.5 * weight.sign(), 0)
@@ -66,13 +66,13 @@ def test_of_equal_maxima_the_first_gets_the_gradient(shape, dtype):
     for weight in weights(shape):
         weight = (weight > 3).to(dtype).requires_grad_()
         whole = weight.detach().float().numpy()
-        pooled = Affine(weight).pool_channels(weight.new_ones(shape[:2]))
+        pooled = DeferredWeight(weight).pool_channels(weight.new_ones(shape[:2]))
         (gradient,) = torch.autograd.grad(pooled[:, :1].sum(), weight)
         place = torch.from_numpy(whole.argmax(1, keepdims=True))
         assert torch.equal(gradient.float(), torch.zeros(shape).scatter(1, place, 1.0))
 
         (gradient,) = torch.autograd.grad(
-            Affine(weight).mean_max_space()[len(weight) :].sum(), weight
+            DeferredWeight(weight).mean_max_space()[len(weight) :].sum(), weight
         )
         place = torch.from_numpy(whole.reshape(*shape[:2], -1).argmax(2, keepdims=True))
         wanted = torch.zeros(shape).flatten(2).scatter(2, place, 1.0)
@@ -85,7 +85,7 @@ def test_below_the_smallest_m_it_is_a_constant():
         weight = weight.double()
         weight = (weight / weight.abs().max() * 2.0**-101).requires_grad_()
         m = 1.5 * 2.0**-100
-        y = Affine(weight).artanh(0.5, weight.new_ones(()))
+        y = DeferredWeight(weight).artanh(0.5, weight.new_ones(()))
         torch.testing.assert_close(y, m * (weight / m).atanh(), rtol=1e-12, atol=0)
         (gradient,) = torch.autograd.grad(y.sum(), weight)
         wanted = 1 / (1 - (weight / m).square())
@@ -104,11 +104,11 @@ def test_standardized_weights_of_any_size(scale, offset):
     torch.testing.assert_close(out, wanted.float(), rtol=1e-5, atol=2e-5 if offset else 1e-5)
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
-def test_what_is_handed_in_stays_as_it_was(recipe):
+@pytest.mark.parametrize("excitation", CHAINS, ids=lambda excitation: str(chain(excitation)))
+def test_what_is_handed_in_stays_as_it_was(excitation):
     """Statistics add to the weight's gradient in place: never to one that somebody else holds."""
     weight = torch.randn(8, 32, 3, 3).requires_grad_()
-    module = chain(recipe).build(weight)
+    module = chain(excitation).build(weight)
     before = weight.detach().clone()
     out = module(weight)
     gradient = torch.randn_like(out)
@@ -128,7 +128,7 @@ def test_what_is_looked_at_and_not_used_has_no_part_in_the_gradient(standardize)
     upstream = torch.randn_like(weight)
     gradients = []
     for look in (False, True):
-        x = Affine(weight).standardized() if standardize else Affine(weight)
+        x = DeferredWeight(weight).standardized() if standardize else DeferredWeight(weight)
         if look:
             x.mean_max_space(), x.pool_channels(torch.ones(8, 32, 1, 1, dtype=torch.float64))
         gradients += torch.autograd.grad(x.dense(), weight, upstream)
@@ -137,9 +137,9 @@ def test_what_is_looked_at_and_not_used_has_no_part_in_the_gradient(standardize)
 
 def test_expanded_gradients():
     """The gradient of a sum is one number seen many times: it cannot be written to."""
-    for recipe in CHAINS:
+    for excitation in CHAINS:
         weight = torch.randn(8, 32, 3, 3).requires_grad_()
-        chain(recipe).build(weight)(weight).sum().backward()
+        chain(excitation).build(weight)(weight).sum().backward()
         assert weight.grad.isfinite().all()
 
 
@@ -149,12 +149,12 @@ def test_constant_filters_become_zeros(value, shape):
     for weight in weights(shape):
         for dtype in (torch.float32, torch.float64):
             weight = torch.full_like(weight, value, dtype=dtype)
-            for recipe in CHAINS[:5]:
-                out = chain(recipe).build(weight)(weight)
+            for excitation in CHAINS[:5]:
+                out = chain(excitation).build(weight)(weight)
                 assert torch.equal(out, torch.zeros(shape, dtype=dtype))
 
 
-class Shifted(Excitation):
+class Shifted(Parametrization):
     """x + 2a + its kernels' means: its backward pass hands gradients on as they come."""
 
     def __init__(self, a, mean_first):
@@ -164,7 +164,7 @@ class Shifted(Excitation):
     def compute(self, x):
         mean = x.mean_space() if self.mean_first else None
         y = x.dense() + 2 * self.a
-        return Affine(y + like(x.mean_space() if mean is None else mean, x))
+        return DeferredWeight(y + like(x.mean_space() if mean is None else mean, x))
 
 
 @pytest.mark.parametrize("mean_first", [False, True])
@@ -194,6 +194,23 @@ class PeakSE(SE):
         return (torch.sigmoid(x.amax((2, 3), keepdim=True)),)
 
 
+class Renamed(SE):
+    """The formula is SE's."""
+
+
+class Declared(SE):
+    deferred = True
+
+    def maps(self, nets, x, *, skips=False):
+        return super().maps(nets, x, skips=skips)
+
+
+def test_a_derived_attention_is_as_fast_where_its_formula_is_or_says_so():
+    assert Renamed().deferred and Declared().deferred and CBAM().deferred
+    assert not PeakSE().deferred and not HalfCBAM().deferred
+    assert not CBAM(order="reversed").deferred
+
+
 @pytest.mark.parametrize("attention", [HalfCBAM(), PeakSE()])
 def test_an_attention_that_is_derived_is_what_it_says(attention):
     weight = torch.randn(4, 32, 3, 3)
@@ -205,11 +222,11 @@ def test_an_attention_that_is_derived_is_what_it_says(attention):
 def test_a_gate_that_all_filters_share(standardize):
     weight = torch.randn(30, 16, 3, 3, dtype=torch.float64).requires_grad_()
     gate = torch.rand(1, 16, 1, 1, dtype=torch.float64).requires_grad_()
-    x = Affine(weight).standardized() if standardize else Affine(weight)
+    x = DeferredWeight(weight).standardized() if standardize else DeferredWeight(weight)
     upstream = torch.randn_like(weight)
     found = torch.autograd.grad(x.times(gate), (weight, gate), upstream)
     wanted = torch.autograd.grad(
-        Affine(weight).standardized().dense() * gate if standardize else weight * gate,
+        DeferredWeight(weight).standardized().dense() * gate if standardize else weight * gate,
         (weight, gate),
         upstream,
     )
@@ -219,11 +236,11 @@ def test_a_gate_that_all_filters_share(standardize):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
-def test_recorded_and_shapes_only(recipe):
+@pytest.mark.parametrize("excitation", CHAINS, ids=lambda excitation: str(chain(excitation)))
+def test_recorded_and_shapes_only(excitation):
     """By torch.jit.trace, by make_fx, and on tensors without values."""
     weight = torch.randn(8, 32, 3, 3)
-    module = chain(recipe).build(weight)
+    module = chain(excitation).build(weight)
     with torch.no_grad():
         expected = module(weight)
         other = torch.randn(8, 32, 3, 3)
@@ -239,11 +256,11 @@ def test_recorded_and_shapes_only(recipe):
             assert module(fake.from_tensor(weight)).shape == weight.shape
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
-def test_gradients_of_every_image_by_vmap(recipe):
+@pytest.mark.parametrize("excitation", CHAINS, ids=lambda excitation: str(chain(excitation)))
+def test_gradients_of_every_image_by_vmap(excitation):
     """Functional transforms see through an excitation: images' gradients sum to the batch's."""
     layer = torch.nn.Conv2d(16, 4, 3, dtype=torch.float64)
-    module = chain(recipe).build(layer.weight)
+    module = chain(excitation).build(layer.weight)
     images = torch.randn(5, 16, 6, 6, dtype=torch.float64)
 
     def loss(weight, image):
@@ -255,10 +272,10 @@ def test_gradients_of_every_image_by_vmap(recipe):
     torch.testing.assert_close(each.sum(0), whole)
 
 
-@pytest.mark.parametrize("recipe", CHAINS, ids=lambda recipe: str(chain(recipe)))
-def test_many_weights_by_vmap(recipe):
+@pytest.mark.parametrize("excitation", CHAINS, ids=lambda excitation: str(chain(excitation)))
+def test_many_weights_by_vmap(excitation):
     """Weights of one shape in one tensor, as of an ensemble."""
     weights = torch.randn(3, 4, 16, 3, 3, dtype=torch.float64)
-    module = chain(recipe).build(weights[0])
+    module = chain(excitation).build(weights[0])
     expected = torch.stack([module(weight) for weight in weights])
     torch.testing.assert_close(torch.func.vmap(module)(weights), expected)

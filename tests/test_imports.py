@@ -1,0 +1,51 @@
+"""Who may import whom, by the syntax tree; and that wexlib needs torch, numpy and safetensors."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("plan", "data", "train", "results", "figures", "book", "cli")
+#: Imports every module of wexlib where whatever else is installed cannot be found, but for what
+#: torch itself imports.
+ALONE = """
+import importlib, sys
+import numpy, safetensors.torch, torch
+allowed = {name.partition(".")[0] for name in sys.modules} | sys.stdlib_module_names | {"wexlib"}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"{name} is not one of torch, numpy and safetensors")
+sys.meta_path.insert(0, Blocker())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in ROOT.glob("wexlib/**/*.py")
+)
+
+
+def imported(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return names | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+
+
+def test_a_room_imports_only_rooms_before_it_and_wexlib_none():
+    for path in ROOT.glob("wexlib/**/*.py"):
+        assert not [name for name in imported(path) if name.split(".")[0] == "study"], path
+    for path in ROOT.glob("study/**/*.py"):
+        room = path.relative_to(ROOT / "study").with_suffix("").parts[0]
+        own = ROOMS.index(room) if room in ROOMS else -1
+        used = [name.split(".")[1] for name in imported(path) if name.startswith("study.")]
+        later = {room for room in used if room in ROOMS and ROOMS.index(room) > own}
+        assert not later, f"{path} imports {later}"
+
+
+def test_wexlib_needs_torch_numpy_and_safetensors_alone():
+    command = [sys.executable, "-c", ALONE, *MODULES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
