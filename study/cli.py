@@ -115,7 +115,7 @@ def _this_environment() -> None:
     if importlib.util.find_spec("papermill"):
         return
     own = root() / ".venv" / "bin" / "python"
-    if own.is_file() and own.parent.parent != sys.prefix:
+    if own.is_file() and str(own.parent.parent) != sys.prefix:
         os.execv(own, [str(own), "-m", "study.cli", *sys.argv[1:]])
     raise RuntimeError(
         f"the packages of this project are not in {sys.executable}: activate its environment, "
