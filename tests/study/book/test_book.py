@@ -81,18 +81,23 @@ def home(tmp_path_factory) -> Path:
     write(home, CELLS)
     runs = {
         "demo/a": ("cifar10", {}),
-        "demo/b": ("cinic10", {"commit": "f" * 40, "dirty": True}),
-        "demo/c": ("cifar10", {}),
-        "gpu/a": ("cifar10", {"device": "H100"}),
+        "demo/b": ("cinic10", {}),
+        "demo/c": ("cifar10", {"device": "another on every machine"}),
+        "gpu/a": ("cifar10", {}),
+        "gpu/b": ("cifar10", {"commit": "f" * 40, "dirty": True, "device": "H100"}),
+        "gpu/c": ("evidence", {"finished": "2026-01-03T00:00:00+00:00"}),
     }
     for run, (role, change) in runs.items():
         result = home / f"results/{run}.json"
         note = result.parent / "provenance" / result.name
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(NOTE | change))
-        result.write_text(json.dumps({"data": {"dataset": "cifar10", "role": role}}))
-    (home / "results/demo/provenance/d.json").write_text("{}")
-    (home / "results/demo/d.json").write_text('{"not_run": "needs ImageNet"}')
+        data = {"dataset": "cifar10", "role": role}
+        result.write_text(json.dumps({"data": data, "test_last": [50.0]}))
+    for scale in ("demo", "gpu"):
+        (home / f"results/{scale}/provenance/d.json").write_text("{}")
+        (home / f"results/{scale}/d.json").write_text('{"not_run": "needs ImageNet"}')
+        (home / f"results/{scale}/summary.json").write_text('{"a": 50.0}')
     return home
 
 
@@ -196,15 +201,12 @@ def test_every_page_says_where_its_numbers_come_from(small):
         assert [(term.dt.get_text(), term.dd.get_text()) for term in terms] == [
             ("Scale", "demo"),
             ("Data", "cifar10, also in the place of cinic10"),
-            ("Runs", "3, finished 2026-01-02"),
-            ("Commit", "0123456789 (2); ffffffffff with later changes (1)"),
-            ("Machine", "Linux x86_64, 2 cores"),
-            ("Versions", "Python 3.12.1, torch 2.15.0"),
+            ("Runs", "3"),
             ("Scale", "gpu"),
             ("Data", "cifar10"),
-            ("Runs", "1, finished 2026-01-02"),
-            ("Commit", "0123456789"),
-            ("Machine", "Linux x86_64, 2 cores, H100"),
+            ("Runs", "3, finished 2026-01-02 to 2026-01-03"),
+            ("Commit", "0123456789 (2); ffffffffff with later changes (1)"),
+            ("Machine", "Linux x86_64, 2 cores (2); Linux x86_64, 2 cores, H100 (1)"),
             ("Versions", "Python 3.12.1, torch 2.15.0"),
         ]
 

@@ -12,6 +12,7 @@ from study.data.loader import Loader, load
 from study.data.sources import DATASETS
 from study.files import root
 from study.plan import config
+from study.plan.keys import WE
 from study.train import loop as train
 
 CPU = torch.device("cpu")
@@ -26,8 +27,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def plan():
-    params = config.read(root() / "params.yaml")
-    plan = config.plan_runs(params, "smoke", DATASETS)["playground"]
+    plan = config.plan_playground(config.read(root(), "smoke"), "smoke", DATASETS)
     plan["train"] |= {"epochs": 3, "batch": 50, "schedule": "onecycle", "lr": 0.02}
     return plan
 
@@ -63,7 +63,7 @@ def test_the_backbone_and_the_batches_are_the_same_whatever_is_attached(plan, da
             if "parametrizations" not in name or name.endswith("original")
         }
 
-    off = {k: default for k, (_, default) in config.WE.items()}
+    off = {k: default for k, (_, default) in WE.items()}
     starts, batches = [], []
     for variant in VARIANTS.values():
         plan["we"] = off | variant
@@ -185,7 +185,7 @@ ATTACHED_LATER = {
 @pytest.mark.parametrize("name", ATTACHED_LATER)
 def test_before_its_epoch_a_run_is_the_plain_one_to_the_last_bit(plan, data, tmp_path, name):
     """And it goes on to the last bit from a checkpoint of then, over the epoch that switches."""
-    never = {key: default for key, (_, default) in config.WE.items()}
+    never = {key: default for key, (_, default) in WE.items()}
     plan["we"] = never
     _, plain = _rows(plan, data)
     plan["we"] = never | ATTACHED_LATER[name]
