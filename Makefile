@@ -67,7 +67,7 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	$(UV) pip install --python $(BIN)/python --no-deps --require-hashes --compile-bytecode \
 		--requirements requirements.lock
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m wexlib.ops.fused || echo "Excitation on a CPU is several times slower without it."
+	@$(BIN)/python -m wexlib.ops || echo "Excitation on a CPU is several times slower without it."
 	@printf '%s\n' "$(CURDIR)" > $@
 
 # uv, which installs the rest, comes first and by its own hash, which stands in the lock like any other.

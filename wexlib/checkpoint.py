@@ -20,8 +20,8 @@ from wexlib.magnitude import Magnitude
 from wexlib.names import choose
 from wexlib.parametrization import Chain
 
-#: The key in the file's metadata, whose value is JSON.
-METADATA = "wexlib"
+#: The keys in the file's metadata of a text, JSON, and of its SHA-256.
+METADATA, DIGEST = "wexlib", "sha256"
 #: What a checkpoint's excitations are made of; a class of your own is one more entry.
 KINDS: dict[str, type] = {
     "Chain": Chain,
@@ -117,23 +117,28 @@ def save(
 
     Raises:
         TypeError: an excitation that JSON does not hold.
+        ValueError: the models are excited by different excitations.
     """
     models = {0: models} if isinstance(models, nn.Module) else dict(models)
     states = {
         seed: {key: t.detach().cpu().contiguous().clone() for key, t in one.state_dict().items()}
         for seed, one in models.items()
     }
+    excitations, *others = map(_excitations, models.values())
+    if any(other != excitations for other in others):
+        raise ValueError("the models are excited differently: save each in a file of its own")
     metadata = {
         "model": model,
         "classes": classes,
         "image_size": image_size if isinstance(image_size, int | None) else list(image_size),
         "options": dict(options or {}),
-        "excitations": _excitations(next(iter(models.values()))),
+        "excitations": excitations,
         "seeds": list(models),
         "checksums": {str(seed): _checksum(state) for seed, state in states.items()},
     }
     tensors = {f"{seed}.{key}": t for seed, state in states.items() for key, t in state.items()}
-    save_file(tensors, path, {METADATA: json.dumps(metadata, sort_keys=True)})
+    text = json.dumps(metadata, sort_keys=True)
+    save_file(tensors, path, {METADATA: text, DIGEST: hashlib.sha256(text.encode()).hexdigest()})
 
 
 def load(path: str | Path, seed: int | None = None) -> nn.Module:
@@ -155,9 +160,12 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
         raise FileNotFoundError(f"no checkpoint {path}: expected a file that wexlib.save wrote")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA, "null"))
-            if metadata is None:
+            texts = file.metadata() or {}
+            if METADATA not in texts:
                 raise ValueError(f"{path} does not say what model it holds: wexlib.save does")
+            if hashlib.sha256(texts[METADATA].encode()).hexdigest() != texts.get(DIGEST):
+                raise ValueError(f"{path} is damaged, its metadata are others: bring it anew")
+            metadata = json.loads(texts[METADATA])
             seeds = metadata["seeds"]
             seed = seeds[0] if seed is None else seed
             if seed not in seeds:
@@ -165,7 +173,7 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
             prefix = f"{seed}."
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError):
+    except SafetensorError:
         raise ValueError(f"{path} is damaged, or no .safetensors file: bring it anew") from None
     if _checksum(state) != metadata["checksums"][str(seed)]:
         raise ValueError(f"{path} is damaged, its checksum is another: bring it anew")

@@ -39,22 +39,22 @@ class Description(list):
         return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _watch(slot: Slot, look: Callable[[str, Parametrization, Tensor], None]) -> None:
-    """Let ``look`` see each part, by its name, with the weight (N, C, *space) that it gets; what is
-    computed then may differ in its last bits, as it was looked at earlier."""
+def _watch(slot: Slot, look: Callable[[Parametrization, Tensor], None]) -> None:
+    """Let ``look`` see each part with the weight (N, C, *space) that it gets; what is computed then
+    may differ in its last bits, as it was looked at earlier."""
 
-    def hook(name: str) -> Callable:
-        def seen(part: Parametrization, inputs: tuple[Tensor | DeferredWeight]) -> None:
-            x = inputs[0]
-            look(name, part, x.dense() if isinstance(x, DeferredWeight) else spatial(x))
+    def seen(part: Parametrization, inputs: tuple[Tensor | DeferredWeight]) -> None:
+        (x,) = inputs
+        look(part, x.dense() if isinstance(x, DeferredWeight) else spatial(x))
 
-        return seen
-
-    parts = slot.excitation.named_modules()
-    parts = [(name, part) for name, part in parts if isinstance(part, Parametrization)]
-    hooks = [part.register_forward_pre_hook(hook(name)) for name, part in parts]
+    hooks = [
+        part.register_forward_pre_hook(seen)
+        for name, part in slot.excitation.named_modules()
+        # Not those of the attention's own nets, which may be excited themselves.
+        if isinstance(part, Parametrization) and "parametrizations" not in name
+    ]
     try:
-        getattr(slot.module, slot.attribute)
+        slot.module.parametrizations[slot.attribute]()  # anew, within precompute too
     finally:
         for one in hooks:
             one.remove()
@@ -78,7 +78,7 @@ def describe(model: nn.Module) -> Description:
         multipliers: list[Tensor] = []
         ends: list[Tensor] = []
 
-        def look(name: str, part: nn.Module, x: Tensor, multipliers=multipliers, ends=ends) -> None:
+        def look(part: nn.Module, x: Tensor, multipliers=multipliers, ends=ends) -> None:
             if not isinstance(part, Gated):
                 return
             multipliers.append(part.multiplier(x).flatten())
@@ -137,9 +137,7 @@ def inspect(layer: nn.Module) -> dict[str, Tensor | tuple[Tensor, ...]]:
     (slot,) = slots
     tensors = {"stored": slot.module.parametrizations[slot.attribute].original.detach()}
 
-    def look(name: str, part: Parametrization, x: Tensor) -> None:
-        if "parametrizations" in name:
-            return  # of the attention's own nets
+    def look(part: Parametrization, x: Tensor) -> None:
         for key, value in part.shown(x).items():
             count = sum(known.rstrip("0123456789") == key for known in tensors)
             tensors[key + (str(count + 1) if count else "")] = value

@@ -86,6 +86,12 @@ def test_seeds_and_paused_models(tmp_path):
         load(tmp_path / "a", seed=3)
 
 
+def test_models_that_are_excited_differently_have_no_file_in_common(tmp_path):
+    models = {0: excite(resnet(), Magnitude()), 1: excite(resnet(), Magnitude("thesis"))}
+    with pytest.raises(ValueError, match="excited differently"):
+        save(tmp_path / "a", models, **RESNET)
+
+
 def test_what_cannot_be_loaded_is_named(tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(FileNotFoundError, match="no checkpoint .*a.safetensors"):
@@ -100,6 +106,9 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
         load(path)
     path.write_bytes(whole[:-100] + bytes(100))
     with pytest.raises(ValueError, match="a.safetensors is damaged, its checksum is another"):
+        load(path)
+    path.write_bytes(whole.replace(b'reduction\\": 16', b'reduction\\": 17'))
+    with pytest.raises(ValueError, match="a.safetensors is damaged, its metadata are others"):
         load(path)
     path.write_bytes(b"nothing of it")
     with pytest.raises(ValueError, match="a.safetensors is damaged"):

@@ -5,7 +5,17 @@ import torch
 from networks import OURS, SE_WS, resnet
 from torch import nn
 
-from wexlib import SE, Location, Magnitude, Standardize, excite, inspect, pause
+from wexlib import (
+    SE,
+    Location,
+    Magnitude,
+    Standardize,
+    describe,
+    excite,
+    inspect,
+    pause,
+    precompute,
+)
 
 
 def test_every_tensor_on_the_way():
@@ -57,3 +67,17 @@ def test_one_layer_at_a_time():
         inspect(excite(resnet(), SE_WS))
     with pytest.raises(ValueError, match="has no excited weight"):
         inspect(nn.Conv2d(4, 4, 3))
+
+
+def test_what_was_computed_before_is_seen_all_the_same():
+    model = excite(nn.Sequential(nn.Conv2d(16, 8, 3)), Location(SE()))
+    with precompute(model):
+        assert "gates" in inspect(model[0]) and describe(model)[0]["gate"] > 0
+
+
+def test_the_gate_of_a_stacked_excitation_is_the_outer_one():
+    stacked = Location(SE(), stacked=[Location(SE(), skips=True)])
+    model = excite(nn.Sequential(nn.Conv2d(16, 8, 3)), stacked)
+    assert describe(model)[0]["gate"] == pytest.approx(
+        inspect(model[0])["multiplier"].mean().item()
+    )

@@ -22,11 +22,13 @@ RECORDERS = tuple(
 
 
 def recorded() -> bool:
-    """Whether operations are written down and run later, so that no number can be looked at."""
+    """Whether operations are written down, or differentiated forwards: then they are torch's own,
+    and no number can be looked at."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
         or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
         or (
             torch._C._len_torch_dispatch_stack() > 0
@@ -205,7 +207,7 @@ class TwoGates(Function):
     @staticmethod
     def backward(ctx, gradient):
         given = weight, *rest, strength = ctx.saved_tensors
-        if not _loop(weight, gradient):
+        if ctx.needs_input_grad[5] or not _loop(weight, gradient):
             return _derived(ctx, formulas.two_gates, (*given, ctx.skips), gradient)
         d_given = torch.empty_like(weight), *map(_unfilled, rest)
         reads = *given, strength if ctx.skips else None, gradient
@@ -261,7 +263,7 @@ class Artanh(Function):
     def backward(ctx, gradient):
         *given, m, at, result = ctx.saved_tensors
         weight, centre, scale, strength = given
-        if not _loop(weight, gradient):
+        if ctx.needs_input_grad[3] or not _loop(weight, gradient):
             return _derived(ctx, formulas.artanh, (*given, ctx.eps), gradient)
         factor, zero = weight.new_full((1,), 1 + ctx.eps), weight.new_zeros(1)
         reads = weight, centre, scale, m, strength, factor, at, result, gradient, zero

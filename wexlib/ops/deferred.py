@@ -100,7 +100,8 @@ class DeferredWeight:
         # Blended before it meets the weight: where the multiplier is small, so is the cost.
         m = multiplier
         # On a GPU a look would wait for all that came before.
-        if strength.device.type != "cpu" or recorded() or strength.item() != 1:
+        seen = strength.device.type == "cpu" and not (strength.requires_grad or recorded())
+        if not seen or strength.item() != 1:
             m = torch.lerp(m.new_ones(()), m, strength)
         return self.times(m) if all(size == 1 for size in m.shape[2:]) else self.dense() * m
 

@@ -1,7 +1,7 @@
 """The loops of :mod:`wexlib.ops.cpu` over a weight, in C++ (fused.cpp): compiled, and called.
 
 They are compiled when they are first asked for, in a few seconds, by ``$CXX`` or ``c++``, and kept
-in the user's cache: ``python -m wexlib.ops.fused`` says where, or what is missing. Without them a
+in the user's cache: ``python -m wexlib.ops`` says where, or what is missing. Without them a
 function of a weight is what it is on a GPU, some operations of torch's, the same to rounding.
 """
 
@@ -14,7 +14,6 @@ import secrets
 import shlex
 import shutil
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -203,10 +202,3 @@ def run(
     last = places == 1 or not weight.is_contiguous()
     threads = torch.get_num_threads() if weight.numel() >= SMALL else 1
     _function(name, weight.dtype)(last, threads, *shape, pointers)
-
-
-if __name__ == "__main__":
-    try:
-        print(load()._name)
-    except (OSError, RuntimeError) as error:
-        sys.exit(str(error))

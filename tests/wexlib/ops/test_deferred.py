@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from wexlib import CBAM, SE, Location, Magnitude, Standardize
 from wexlib.attention import like
 from wexlib.ops.deferred import DeferredWeight
+from wexlib.ops.nets import run
 from wexlib.parametrization import Parametrization, chain
 
 CHAINS = [
@@ -279,3 +282,46 @@ def test_many_weights_by_vmap(excitation):
     module = chain(excitation).build(weights[0])
     expected = torch.stack([module(weight) for weight in weights])
     torch.testing.assert_close(torch.func.vmap(module)(weights), expected)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("excitation", [Location(SE()), Location(CBAM()), Magnitude()], ids=str)
+def test_a_strength_that_is_learned_gets_its_gradient(excitation, strength):
+    weight = torch.randn(4, 8, 3, 3, dtype=torch.float64)
+    module = excitation.build(weight)
+    module.strength.fill_(strength).requires_grad_()
+    loss = module(weight).square().sum()
+    (found,) = torch.autograd.grad(loss, module.strength)
+    with torch.no_grad():
+        sides = [module(weight) for s in (1e-6, -2e-6) if module.strength.add_(s) is not None]
+        slope = (sides[0].square().sum() - sides[1].square().sum()) / 2e-6
+    torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own
+@pytest.mark.parametrize("parts", CHAINS, ids=lambda parts: str(chain(parts)))
+def test_forward_derivatives_are_those_of_the_formulas(parts):
+    weight, way = torch.randn(2, 4, 8, 3, 3, dtype=torch.float64)
+    module = chain(parts).build(weight)
+    with forward_ad.dual_level(), torch.no_grad():
+        found = forward_ad.unpack_dual(module(forward_ad.make_dual(weight, way))).tangent
+    with torch.no_grad():
+        slope = (module(weight + 1e-6 * way) - module(weight - 1e-6 * way)) / 2e-6
+    torch.testing.assert_close(found, slope, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding="same", groups=2),
+        nn.Conv2d(4, 1, 3),
+        nn.Conv2d(4, 1, 1, stride=2),
+        nn.Conv2d(4, 1, 3, padding="same", padding_mode="circular"),
+    ],
+    ids=str,
+)
+def test_any_net_is_run_as_it_is(net):
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(run(net, x), net(x))
