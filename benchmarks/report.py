@@ -124,7 +124,7 @@ def machines(folder: Path) -> str:
 
 
 class Measurements:
-    """What the CSVs in ``folder`` hold, for a notebook: nothing is missed but said to be missing."""
+    """What the CSVs in ``folder`` hold, for a notebook; what is not there is said to be missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -138,7 +138,7 @@ class Measurements:
             yield from pd.read_csv(path).groupby("device", sort=False)
 
     def table(self, title: str) -> str:
-        """A table of ``tables`` as Markdown; a column that is the same in every row stands above."""
+        """A table of ``tables`` as Markdown; what is the same in every row stands above it."""
         if title not in self.tables:
             return MISSING
         frame = self.tables[title]

@@ -15,7 +15,8 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 LONGEST_CELL = 40
 #: What a chapter says where its data or its runs are missing.
 MISSING = {
-    "05_datasets": "cifar100 is not prepared at scale smoke: `dvc repro scales/smoke/dvc.yaml:data@cifar100`",
+    "05_datasets": "cifar100 is not prepared at scale smoke: "
+    "`dvc repro scales/smoke/dvc.yaml:data@cifar100`",
     "06_results": "needs runs that are not there: `make` brings them",
     "07_contributions": "needs runs that are not there: `make` brings them",
     "08_future_work": "needs runs that are not there: `make` brings them",
@@ -44,9 +45,11 @@ def test_imports_stand_on_top_and_functions_in_packages(path):
 def bare(tmp_path_factory) -> Path:
     """The project's settings and notebooks, and nothing that was made of them."""
     folder = tmp_path_factory.mktemp("bare")
-    for name in ("params.yaml", "dvc.yaml", "tables.yaml", "claims.yaml"):
+    settings = ("claims.yaml", "params.yaml", "recipes.yaml", "runs.yaml", "tables.yaml")
+    for name in (*settings, "dvc.yaml"):
         shutil.copy(PROJECT / name, folder)
-    shutil.copytree(PROJECT / "notebooks", folder / "notebooks")
+    for name in ("notebooks", "scales"):
+        shutil.copytree(PROJECT / name, folder / name)
     return folder
 
 
@@ -54,7 +57,7 @@ def bare(tmp_path_factory) -> Path:
 def test_a_chapter_says_what_is_missing(bare, monkeypatch, chapter):
     monkeypatch.chdir(bare)
     monkeypatch.setenv("WEXLIB_PROGRESS", str(bare / "progress"))
-    pipeline.chapter(chapter, "smoke")
+    pipeline.chapter("smoke", chapter)
     executed = (bare / "reports" / "smoke" / f"{chapter}.ipynb").read_text(encoding="utf-8")
     assert MISSING[chapter] in executed
     assert '"output_type": "error"' not in executed and "Traceback" not in executed
