@@ -31,7 +31,8 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 def style() -> None:
     """One look for every figure: vectors, readable in print and by colour-blind readers."""
-    set_matplotlib_formats("svg")
+    # Without its date a figure is the same bytes each time.
+    set_matplotlib_formats("svg", metadata={"Date": None})
     sns.set_theme(
         context="paper",
         style="whitegrid",

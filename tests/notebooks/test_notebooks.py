@@ -61,3 +61,4 @@ def test_a_chapter_says_what_is_missing(bare, monkeypatch, chapter):
     executed = (bare / "reports" / "smoke" / f"{chapter}.ipynb").read_text(encoding="utf-8")
     assert MISSING[chapter] in executed
     assert '"output_type": "error"' not in executed and "Traceback" not in executed
+    assert "dc:date" not in executed  # the same bytes each time
