@@ -28,7 +28,7 @@ from wexlib.parametrization import chain
 from wexlib.related import DynamicConv2d, ODConv2d, replace
 
 NOVEL = Location(CBAM(activation="leaky_relu"), skips=True)
-#: What is excited how: wexlib's recipe, and the naive layer.
+#: What is excited how: wexlib's excitation, and the naive layer.
 METHODS = {
     "SE": ([Standardize(), Location(SE())], naive.SE),
     "CBAM with skips": ([Standardize(), NOVEL], naive.NovelCBAM),
@@ -173,9 +173,7 @@ def changes(form: str) -> dict[str, Callable]:
     """For each method what makes a plain model excited, by wexlib or naively."""
     if form == "naive":
         return {name: partial(naive.excite, layer=layer) for name, (_, layer) in METHODS.items()}
-    return {
-        name: partial(wexlib.excite, excitation=recipe) for name, (recipe, _) in METHODS.items()
-    }
+    return {name: partial(wexlib.excite, excitation=parts) for name, (parts, _) in METHODS.items()}
 
 
 LAYER_BY_LAYER = "layer by layer"
@@ -267,8 +265,8 @@ def scaling(size: Size, device: torch.device) -> list[dict]:
     rows = []
     for axis, value, layers in [*swept, *_depths(size)]:
         cases = {}
-        for name, (recipe, layer) in METHODS.items():
-            for form, build in (("ours", chain(recipe).build), ("naive", layer)):
+        for name, (excitation, layer) in METHODS.items():
+            for form, build in (("ours", chain(excitation).build), ("naive", layer)):
                 cases[name, form] = _weights(layers, build, device)
         weights = sum(m.weight.nbytes for m in layers)
         for (name, form), times in interleaved(cases, size.rounds, device).items():
@@ -312,8 +310,8 @@ def passes(size: Size, device: torch.device) -> list[dict]:
     width = max(size.widths)
     rows = []
     for last in (False, True):
-        for name, (recipe, layer) in METHODS.items():
-            for form, build in (("ours", chain(recipe).build), ("naive", layer)):
+        for name, (excitation, layer) in METHODS.items():
+            for form, build in (("ours", chain(excitation).build), ("naive", layer)):
                 conv = nn.Conv2d(width, width, 3, bias=False)
                 if last:
                     conv = conv.to(memory_format=torch.channels_last)

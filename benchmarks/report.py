@@ -1,10 +1,15 @@
-"""The CSVs of the benchmarks as one Markdown file, speed.md."""
+"""The CSVs of the benchmarks as one Markdown file, speed.md, and as notebooks/speed.ipynb asks."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from study.files import write_text
+from wexlib.ops import fused
+
+#: What a notebook says in the place of a table.
+MISSING = "Not measured yet: run `make bench` on an idle machine, and this cell shows it."
 
 
 def spread(frame: pd.DataFrame, name: str, digits: int = 3) -> pd.Series:
@@ -116,6 +121,65 @@ def machines(folder: Path) -> str:
     ]
     rows = pd.concat(parts).drop_duplicates().itertuples(index=False) if parts else []
     return "\n".join(f"{machine}, torch {torch}, {date}" for machine, torch, date in rows)
+
+
+class Measurements:
+    """What the CSVs in ``folder`` hold, for a notebook; what is not there is said to be missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.tables = tables(self.folder)
+        self.machines = machines(self.folder) or MISSING
+
+    def by_device(self, name: str) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Each device with its rows of ``<name>.csv``."""
+        path = self.folder / f"{name}.csv"
+        if path.is_file():
+            yield from pd.read_csv(path).groupby("device", sort=False)
+
+    def table(self, title: str) -> str:
+        """A table of ``tables`` as Markdown; what is the same in every row stands above it."""
+        if title not in self.tables:
+            return MISSING
+        frame = self.tables[title]
+        same = [name for name in frame if len(frame) > 1 and frame[name].nunique(dropna=False) == 1]
+        shown = frame.drop(columns=same).to_markdown(index=False, disable_numparse=True)
+        said = "; ".join(f"{name}: {frame[name].iloc[0]}" for name in same)
+        return f"In every row: {said}.\n\n{shown}" if said else shown
+
+    def bars(self) -> str:
+        """How many bars of a training step are met, and a line for each that is not."""
+        table = self.tables.get("Training step, ratio to plain")
+        if table is None:
+            return MISSING
+        barred = table[table["bar"] != "–"]
+        lines = [f"{(barred['met'] == 'yes').sum()} of {len(barred)} bars are met."]
+        for row in barred[barred["met"] == "no"].itertuples():
+            setting = f"{row.method}, batch {row.batch}, {row.memory_format}, {row.precision}"
+            lines.append(f"Not met on {row.device}: {setting}: {row.ours}, the bar is {row.bar}.")
+        return "\n".join(lines)
+
+    def added(self) -> str:
+        """Milliseconds that each method adds to a plain training step, as Markdown."""
+        frames = [rows for _, rows in self.by_device("train")]
+        if not frames:
+            return MISSING
+        train = pd.concat(frames)
+        keys = ["device", "memory_format", "precision", "batch"]
+        wide = train.assign(key=train["method"] + " " + train["form"])
+        wide = wide.pivot_table(index=keys, columns="key", values="ms")
+        mine = [name for name in wide if name.endswith(" ours")]
+        extra = wide[mine].sub(wide["plain plain"], axis=0).round(1)
+        extra.columns = [name.removesuffix(" ours") for name in mine]
+        extra["plain step"] = wide["plain plain"].round(1)
+        shown = extra.sort_index().reset_index()
+        return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def backward_loop() -> str:
+    """The C++ loop of a gated layer's backward pass, for one filter."""
+    functions = fused.SOURCE.read_text(encoding="utf-8").split("\n\n")
+    return next(function for function in functions if "void dense_backward" in function)
 
 
 def write_report(folder: Path) -> None:

@@ -124,12 +124,12 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
     rows, rate = [], multiplications(device)
     forward, both = _flops(network(size, device), device)
     floor = (train * both + test * forward) / rate
-    recipes = {"plain": None} | {name: recipe for name, (recipe, _) in METHODS.items()}
-    for name, recipe in recipes.items():
+    excitations = {"plain": None} | {name: parts for name, (parts, _) in METHODS.items()}
+    for name, excitation in excitations.items():
         model = network(size, device)
-        if recipe:
-            wexlib.excite(model, recipe)
-        seconds = _epoch(model, data, batch, device, excited=bool(recipe))
+        if excitation:
+            wexlib.excite(model, excitation)
+        seconds = _epoch(model, data, batch, device, excited=bool(excitation))
         total = sum(seconds.values())
         for part, value in seconds.items():
             rows.append(

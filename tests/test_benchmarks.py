@@ -28,9 +28,9 @@ LAYERS = {
 def both(pair: str, layer: str, dtype: torch.dtype):
     """The two excitations with the same nets, and a weight."""
     torch.manual_seed(0)
-    recipe, theirs = PAIRS[pair]
+    excitation, theirs = PAIRS[pair]
     conv = LAYERS[layer]().to(dtype)
-    ours = chain(recipe).build(conv.weight, groups=conv.groups)
+    ours = chain(excitation).build(conv.weight, groups=conv.groups)
     theirs = theirs(conv.weight, conv.groups).to(dtype)
     own = {".".join(name.split(".")[-2:]): p for name, p in ours.named_parameters()}
     with torch.no_grad():

@@ -31,7 +31,8 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 def style() -> None:
     """One look for every figure: vectors, readable in print and by colour-blind readers."""
-    set_matplotlib_formats("svg")
+    # Without its date a figure is the same bytes each time.
+    set_matplotlib_formats("svg", metadata={"Date": None})
     sns.set_theme(
         context="paper",
         style="whitegrid",
@@ -173,13 +174,18 @@ def _against_identity(u: "torch.Tensor", curves: Mapping, title: str) -> Figure:
     return figure
 
 
-def excitation(weight: "torch.Tensor", excited: "torch.Tensor", title: str) -> Figure:
-    """A weight of rank 4, the gate that excites it, and their product, as :func:`kernels`.
+def excitation(tensors: Mapping[str, "torch.Tensor"], title: str) -> Figure:
+    """A standardized weight of rank 4, the gate that excites it, and their product, as kernels.
 
-    A kernel's gate is the quotient of its absolute sums, so it is exact for gates of a sign.
+    Args:
+        tensors: as :func:`wexlib.inspect` gives them.
+        title: the figure's.
     """
-    gate = (excited.abs().sum((2, 3)) / weight.abs().sum((2, 3)))[..., None, None]
-    panels = {"standardized weight W": weight, "gate σ(F(W))": gate, "excited weight": excited}
+    panels = {
+        "standardized weight W": tensors["standardized"],
+        "gate σ(F(W))": tensors["multiplier"],
+        "excited weight": tensors["excited"],
+    }
     return kernels(panels, title)
 
 
@@ -234,13 +240,10 @@ def save(figure: Figure, path: Path) -> None:
 
 if __name__ == "__main__":
     # The README's picture, of a layer that the playground trained.
-    from wexlib import load
+    from wexlib import inspect, load
 
     style()
-    layer = load(root() / "models" / "demo" / "playground.safetensors").layer2[0].conv2
-    (chain,) = layer.parametrizations.weight
-    weight = chain.standardize(layer.parametrizations.weight.original).detach()
-    figure = excitation(
-        weight, layer.weight.detach(), "A trained layer: weight, SE's gate, product"
-    )
+    model = load(root() / "models" / "demo" / "playground.safetensors")
+    tensors = inspect(model.layer2[0].conv2)
+    figure = excitation(tensors, "A trained layer: weight, SE's gate, product")
     save(figure, root() / "docs" / "excitation.svg")

@@ -4,7 +4,8 @@ import sys
 
 from wexlib.ops.fused import load
 
-try:
-    print(load()._name)
-except (OSError, RuntimeError) as error:
-    sys.exit(str(error))
+if __name__ == "__main__":
+    try:
+        print(load()._name)
+    except (OSError, RuntimeError) as error:
+        sys.exit(str(error))
