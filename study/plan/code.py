@@ -26,6 +26,8 @@ CHOICES = {
     "study.plan.network.EXCITATIONS",
     "study.plan.network.STACKED",
 }
+#: Modules that look at a network and change nothing.
+LOOKING = {"wexlib.describe"}
 Statements = list[ast.stmt]
 
 
@@ -120,6 +122,8 @@ class Code:
                 continue
             seen.add(target)
             module, name = place
+            if module in LOOKING:
+                continue
             definitions, imports = self._definitions(module)
             if name in imports:
                 todo.append(imports[name])

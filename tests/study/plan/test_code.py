@@ -191,6 +191,7 @@ PLANS = {
         ("wexlib/models.py", '    "vit": vit,', '    "vit": vit,\n    "mine": vit,', set()),
         ("wexlib/models.py", "class Mixer(", "MINE = 1\n\n\nclass Mixer(", set()),
         ("wexlib/attention.py", "class SE(", "# Why.\nclass SE(", set()),
+        ("wexlib/describe.py", "def describe(model", "def describe(network", set()),
         ("wexlib/attention.py", '{"se": SE,', '{"mine": SE, "se": SE,', set()),
         ("study/data/sources.py", '"digits10": ', '"mine": _digits10,\n    "digits10": ', set()),
         ("wexlib/models.py", "class ResNet(", "class ResNet(nn.Sequential, ", set(PLANS)),
