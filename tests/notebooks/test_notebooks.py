@@ -15,7 +15,8 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 LONGEST_CELL = 40
 #: What a chapter says where its data or its runs are missing.
 MISSING = {
-    "05_datasets": "cifar100 is not prepared at scale smoke: `dvc repro scales/smoke/dvc.yaml:data@cifar100`",
+    "05_datasets": "cifar100 is not prepared at scale smoke: "
+    "`dvc repro scales/smoke/dvc.yaml:data@cifar100`",
     "06_results": "needs runs that are not there: `make` brings them",
     "07_contributions": "needs runs that are not there: `make` brings them",
     "08_future_work": "needs runs that are not there: `make` brings them",
