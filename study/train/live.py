@@ -20,7 +20,7 @@ SEED = 0
 
 
 def digits(*, train: int = 800, test: int = 500) -> Data:
-    """The embedded set ``digits10`` (1,797 scans, 3×16×16), with no validation split."""
+    """The embedded set ``digits10`` (1,797 scans, 3×8×8), with no validation split."""
     with tempfile.TemporaryDirectory() as folder:
         prepare("digits10", Path(folder) / "digits10", train=train, test=test)
         return load(Path(folder) / "digits10")
