@@ -12,6 +12,8 @@ from study.files import root
 FULL = "the disk is full: free some space, then the same command goes on; nothing was lost"
 #: Papermill's notes of when a notebook and each of its cells ran.
 TIMES = {"papermill", "execution", "ExecuteTime"}
+#: Its tag of the cell that it adds.
+INJECTED = "injected-parameters"
 
 
 def execute(
@@ -23,7 +25,7 @@ def execute(
 ) -> None:
     """Run a notebook through papermill; its kernel's progress shows on the terminal.
 
-    The executed notebook holds no time, so equal outputs are equal files.
+    The executed notebook holds no time and nothing drawn, so equal outputs are equal files.
 
     Args:
         notebook: what is run, in its own folder.
@@ -81,10 +83,10 @@ def execute(
                     "free memory, or take a smaller batch or fewer runs at a time; the same "
                     "command goes on from the last finished epoch"
                 ) from None
-    _forget_times(executed)
+    _forget_chance(executed)
 
 
-def _forget_times(executed: Path) -> None:
+def _forget_chance(executed: Path) -> None:
     """Take out what is another one at each run, or by another Python, and is no output."""
     import nbformat
 
@@ -93,8 +95,8 @@ def _forget_times(executed: Path) -> None:
         for key in TIMES:
             part.metadata.pop(key, None)
     for cell in content.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.id = "injected-parameters"  # else a random one
+        if INJECTED in cell.metadata.get("tags", []):
+            cell.id = INJECTED  # papermill's is drawn
         if cell.cell_type == "code":
             cell.outputs = _joined(cell.outputs)
     content.metadata.get("language_info", {}).pop("version", None)

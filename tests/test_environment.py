@@ -141,7 +141,12 @@ def test_set_up_is_done_once_in_each_folder(clone, moved):
 
 
 def test_clean_removes_what_make_made_and_no_user_file(clone):
-    made = [".venv/ready", "build/plan/a.json", "data/demo/digits10/meta.json", "models/demo/a.pt"]
+    made = [
+        ".venv/ready",
+        "scales/smoke/plan/a.json",
+        "data/demo/digits10/meta.json",
+        "models/demo/a.pt",
+    ]
     made += ["reports/book.html", "results/smoke/a.json", "wexlib/__pycache__/a.pyc"]
     kept = ["wexlib/mine.py", "notebooks/mine.ipynb", "data/mine/a.csv", "results/gpu/a.json"]
     kept += [".dvc/cache/files/a", "mine.txt"]

@@ -119,7 +119,7 @@ def curves_beside(
     *,
     others: bool = True,
 ) -> pd.DataFrame:
-    """The curves of ``runs`` at ``scale`` and at every other scale, real data first.
+    """The curves of ``runs`` at ``scale`` and at every scale with real data, which stand first.
 
     Of ``seeds`` only where given, and of ``scale`` only without ``others``. Columns: those of the
     files, run, and ``panel``, which says scale and data.

@@ -15,8 +15,11 @@ from study.files import root
 def shown(monkeypatch, tmp_path):
     """What is displayed, in a project that has its settings and the runs of one table."""
     home = root()
-    for name in ("params.yaml", "dvc.yaml", "tables.yaml"):
-        shutil.copy(home / name, tmp_path)
+    for name in ("params", "recipes", "runs", "dvc", "tables"):
+        shutil.copy(home / f"{name}.yaml", tmp_path)
+    scale = tmp_path / "scales" / "demo" / "scale.yaml"
+    scale.parent.mkdir(parents=True)
+    shutil.copy(home / "scales" / "demo" / "scale.yaml", scale)
     for file in ("mixer.json", "mixer-mwe.json", "curves/mixer.csv", "curves/mixer-mwe.csv"):
         for scale in ("cpu", "demo"):
             (tmp_path / "results" / scale / file).parent.mkdir(parents=True, exist_ok=True)

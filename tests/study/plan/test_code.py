@@ -4,12 +4,13 @@ import copy
 import json
 import shutil
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from study.files import root
-from study.plan.code import Code, code_text, cpp_text, notebook_code, parse, words
+from study.plan.code import CHOICES, Code, code_text, cpp_text, notebook_code, parse, words
 
 PROJECT = root(Path(__file__).parent)
 
@@ -151,6 +152,13 @@ def test_a_run_depends_on_the_cpp_beside_a_module(digests, tmp_path):
 def test_broken_code_is_named_with_its_line(digests):
     with pytest.raises(ValueError, match="maths.py, line 2: "):
         digests("se", maths=("HALF = 0.5", "HALF = ="))
+
+
+def test_every_table_of_choices_is_there_with_texts_as_keys():
+    for place in CHOICES:
+        module, _, name = place.rpartition(".")
+        table = getattr(import_module(module), name)
+        assert table and all(isinstance(key, str) for key in table), place
 
 
 def test_words_are_texts_and_the_keys_of_what_is_not_off():
