@@ -58,7 +58,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 bench: $(READY)
-	$(if $(QUICK),$(BIN)/python -m benchmarks --quick,$(BIN)/dvc repro --force benchmarks/dvc.yaml)
+	$(if $(QUICK),$(BIN)/python -m benchmarks --quick,$(BIN)/dvc repro benchmarks/dvc.yaml)
 
 lab: $(READY)
 	$(BIN)/python -m jupyterlab
