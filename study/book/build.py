@@ -136,12 +136,17 @@ def shown(notebook: dict, source: Path, name: str, numbered: dict[str, str]) -> 
 
 
 def named(found: re.Match, numbered: dict[str, str]) -> str:
-    """The anchor of a numbered table or figure, which is noted with its title and its setting."""
+    """The name of a numbered table or figure, which is noted with its title and its setting.
+
+    Where it stands again, of embedded data below the real, it has none.
+    """
     kind, number, title = found.groups()
     anchor = f"{kind}-{number}".lower().replace(".", "-")
+    if anchor in numbered:
+        return ""
     setting = re.match(r"\. (?:The thesis|Ours)(:[^.]+)", found.string[found.end() :])
     numbered[anchor] = escape(f"{number} {title.strip()}{setting[1] if setting else ''}")
-    return anchor
+    return f":name: {anchor}\n"
 
 
 def figure(svg: str, file: str, numbered: dict[str, str]) -> str:
@@ -149,7 +154,7 @@ def figure(svg: str, file: str, numbered: dict[str, str]) -> str:
     texts = [unescape(text) for text in re.findall(r"<text [^>]*>([^<]+)</text>", svg)]
     title = next((text for text in texts if re.match(NUMBERED, text)), max(texts, key=len))
     found = re.match(NUMBERED, title)
-    name = f":name: {named(found, numbered)}\n" if found else ""
+    name = named(found, numbered) if found else ""
     return f"```{{figure}} figures/{file}\n:alt: {title}\n{name}```"
 
 
@@ -161,8 +166,8 @@ def tables(text: str, numbered: dict[str, str]) -> str:
             blocks[i] = aligned(block)
             if i and (found := re.match(NUMBERED, blocks[i - 1])):
                 caption = f"**{found[0]}.**{blocks[i - 1][found.end() + 1 :]}"
-                anchor = named(found, numbered)
-                blocks[i] = f"```{{table}} {caption}\n:name: {anchor}\n\n{blocks[i]}\n```"
+                name = named(found, numbered)
+                blocks[i] = f"```{{table}} {caption}\n{name}\n{blocks[i]}\n```"
                 blocks[i - 1] = ""
     return "\n\n".join(blocks)
 
