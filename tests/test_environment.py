@@ -157,3 +157,20 @@ def test_clean_removes_what_make_made_and_no_user_file(clone):
     assert done.returncode == 0, done.stderr
     assert [name for name in made if (clone / name).exists()] == []
     assert [name for name in kept if not (clone / name).exists()] == []
+
+
+def test_scales_share_their_pipeline():
+    def pipeline(scale: str) -> str:
+        return (ROOT / "scales" / scale / "dvc.yaml").read_text(encoding="utf-8")
+
+    assert pipeline("smoke") == pipeline("demo")
+    assert pipeline("cpu") == pipeline("gpu") == pipeline("thesis")
+    stages = {scale: YAML(typ="safe").load(pipeline(scale))["stages"] for scale in ("demo", "cpu")}
+    evidence = stages["cpu"].pop("run-evidence")
+    stages["cpu"]["data"]["matrix"]["role"].remove("evidence")
+    assert evidence["deps"][1] == "data/${scale}/evidence"
+    # Results are the same files, in Git or in DVC's cache.
+    for stage in stages["cpu"].values():
+        stage["outs"] = [next(iter(o)) if isinstance(o, dict) else o for o in stage["outs"]]
+    stages["demo"]["plan"]["outs"] = stages["cpu"]["plan"]["outs"]
+    assert stages["demo"] == stages["cpu"]
