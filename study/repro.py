@@ -48,11 +48,6 @@ def make(scale: str | None, jobs: int | None, only: str | None) -> None:
         _shares(home, chapters, jobs, "chapter")
         _call(home, "--single-item", f"{target}:book")
     else:
-        targets = [target] if scale != own else [target, "dvc.yaml"]
-        if not _changed(home, *targets):
-            print(f"scale {scale}: everything is up to date")
-            return
-        _call(home, f"{target}:plan")
         settings = config.read(home, scale)
         runs, known = settings["runs"], settings["scales"][scale]["data"]
         roles = [role for role in runs if role in known and only in (None, role)]
@@ -60,6 +55,11 @@ def make(scale: str | None, jobs: int | None, only: str | None) -> None:
             raise ValueError(
                 f"no evidence at scale {scale}: take cpu or gpu, with make evidence SCALE=cpu"
             )
+        targets = [target] if scale != own else [target, "dvc.yaml"]
+        if not _changed(home, *targets):
+            print(f"scale {scale}: everything is up to date")
+            return
+        _call(home, f"{target}:plan")
         _call(home, *(f"{target}:data@{role}" for role in roles))
         stages = [f"{target}:run-{role}@{name}" for role in roles for name in runs[role]]
         _shares(home, stages, jobs, "run")
