@@ -20,8 +20,9 @@ from wexlib.magnitude import Magnitude
 from wexlib.names import choose
 from wexlib.parametrization import Chain
 
-#: The keys in the file's metadata of a text, JSON, and of its SHA-256.
-METADATA, DIGEST = "wexlib", "sha256"
+#: The key in the file's metadata of a text: a SHA-256, a blank, and the JSON that it is of. It is
+#: one key, as safetensors writes several in an order of chance, and equal models are equal files.
+METADATA = "wexlib"
 #: What a checkpoint's excitations are made of; a class of your own is one more entry.
 KINDS: dict[str, type] = {
     "Chain": Chain,
@@ -138,7 +139,7 @@ def save(
     }
     tensors = {f"{seed}.{key}": t for seed, state in states.items() for key, t in state.items()}
     text = json.dumps(metadata, sort_keys=True)
-    save_file(tensors, path, {METADATA: text, DIGEST: hashlib.sha256(text.encode()).hexdigest()})
+    save_file(tensors, path, {METADATA: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"})
 
 
 def load(path: str | Path, seed: int | None = None) -> nn.Module:
@@ -163,9 +164,10 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
             texts = file.metadata() or {}
             if METADATA not in texts:
                 raise ValueError(f"{path} does not say what model it holds: wexlib.save does")
-            if hashlib.sha256(texts[METADATA].encode()).hexdigest() != texts.get(DIGEST):
+            digest, _, text = texts[METADATA].partition(" ")
+            if hashlib.sha256(text.encode()).hexdigest() != digest:
                 raise ValueError(f"{path} is damaged, its metadata are others: bring it anew")
-            metadata = json.loads(texts[METADATA])
+            metadata = json.loads(text)
             seeds = metadata["seeds"]
             seed = seeds[0] if seed is None else seed
             if seed not in seeds:

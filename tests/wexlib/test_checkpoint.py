@@ -48,6 +48,15 @@ def test_a_model_comes_back(excitation, tmp_path):
     assert torch.equal(again(images()), model(images()))
 
 
+def test_equal_models_are_equal_files(tmp_path):
+    model, file = resnet(), tmp_path / "a.safetensors"
+    written = set()
+    for _ in range(8):
+        save(file, {0: model}, **RESNET)
+        written.add(file.read_bytes())
+    assert len(written) == 1
+
+
 def test_several_excitations_and_one_that_is_shared(tmp_path):
     model = resnet()
     excite(model, Global(), where="layer1", shared=True)
