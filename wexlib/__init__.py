@@ -5,7 +5,7 @@
 >>> fold(model)                                      # ship it: plain layers, plain weights
 """
 
-from wexlib.attach import attend, excite, fold
+from wexlib.attach import attend, excite, fold, remove
 from wexlib.attention import BAM, CBAM, SE, Triplet
 from wexlib.checkpoint import load, save
 from wexlib.control import average, pause, precompute, resume
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "pause",
     "precompute",
+    "remove",
     "resume",
     "save",
 ]

@@ -3,15 +3,22 @@
 An excitation is a parametrization (``torch.nn.utils.parametrize``) of a tensor that the model
 already has, so every model will do. What follows from that:
 
-* Initialize and load plain checkpoints first, attach last: ``nn.init`` on an excited weight changes
-  nothing. Build the optimizer after attaching.
+* The parameter is ``conv1.parametrizations.weight.original``; ``conv1.weight`` is computed from it
+  when it is read. A write in place to ``conv1.weight`` (``nn.init``, ``clamp_``) reaches what was
+  computed and is refused when the weight is read next; one through ``conv1.weight.data`` is seen by
+  nobody: write to the parameter. ``conv1.weight = nn.Parameter(…)``, ``conv1.reset_parameters()``
+  and ``model.apply(…)`` reach it.
 * The ``state_dict`` has ``conv1.parametrizations.weight.original`` and, for the excitation,
-  ``conv1.parametrizations.weight.0.…``. A model that loads it is excited alike first.
+  ``conv1.parametrizations.weight.0.…``. Its metadata say what the excitation is; a model that is
+  excited otherwise refuses it. A plain model's ``state_dict`` is loaded into the parameters.
 * ``torch.save(model)`` refuses; save the ``state_dict``.
 """
 
+import gc
 import hashlib
 import re
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from wexlib.attention import Attention, FeatureAttention
+from wexlib.layer import ExcitedTensor, excited_tensors, register
 from wexlib.parametrization import (
     Excitation,
     Parametrization,
@@ -28,7 +36,6 @@ from wexlib.parametrization import (
     chain,
     draw,
     exchange,
-    register,
     seeded,
 )
 
@@ -52,11 +59,12 @@ class Slot:
     attribute: str
 
     @property
+    def tensor(self) -> ExcitedTensor | None:
+        return excited_tensors(self.module).get(self.attribute)
+
+    @property
     def excitation(self) -> Parametrization | None:
-        if not parametrize.is_parametrized(self.module, self.attribute):
-            return None
-        first = self.module.parametrizations[self.attribute][0]
-        return first if isinstance(first, Parametrization) else None
+        return self.tensor[0] if self.tensor else None
 
 
 def slots_of(model: nn.Module) -> Iterator[Slot]:
@@ -247,6 +255,7 @@ def _one_for_all(make: Callable[[Tensor, int, str], Parametrization]):
         if not first:
             first.append((name, make(weight, groups, name)))
         owner, excitation = first[0]
+        excitation.shared = True
         if sizes(make(torch.empty_like(weight, device="meta"), groups, name)) != sizes(excitation):
             raise ValueError(
                 f"{owner} and {name} need nets of different sizes and cannot share one excitation: "
@@ -258,27 +267,82 @@ def _one_for_all(make: Callable[[Tensor, int, str], Parametrization]):
 
 
 @torch.no_grad()
-def fold(model: nn.Module) -> nn.Module:
-    """Replace every excited weight by its value, in place: plain layers, plain parameters.
+def fold(model: nn.Module, *, where: Where = None) -> nn.Module:
+    """Replace excited weights by their values, in place: plain layers, plain parameters.
 
     Outputs are the same to the last bit, and the ``state_dict`` fits a model that was never
-    excited. Parameters stay the same objects, but a tensor that several layers share gets one of
-    its own in each where their excitations differ. A plain model stays as it is.
+    excited. A plain model stays as it is.
+
+    A parameter stays the same object, and with it its optimizer's state. One that another module
+    holds too, in this model or elsewhere, keeps its value there, and the folded layer gets one of
+    its own: a warning names them. Layers that share a parameter and are excited alike share the
+    folded one.
+
+    Args:
+        model: any module.
+        where: which weights, as in :func:`excite`; None is all that are excited.
+
+    Raises:
+        ValueError: ``where`` selects no excited weight.
     """
     check_model(model)
     slots = [slot for slot in slots_of(model) if slot.excitation]
+    slots = slots if where is None else excited(model, where)
     # All first: a shared tensor must not be seen half folded.
-    values = [getattr(slot.module, slot.attribute) for slot in slots]
-    folded: dict[nn.Parameter, Tensor] = {}
+    values = [slot.tensor() for slot in slots]
+    held = _held(model, [slot.tensor for slot in slots])
+    folded: dict[nn.Parameter, list[nn.Parameter]] = defaultdict(list)
     for slot, value in zip(slots, values, strict=True):
+        original = slot.tensor.original
         parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)
-        parameter = getattr(slot.module, slot.attribute)
-        if parameter not in folded:
-            folded[parameter] = value
-            parameter.data = value
-        elif not torch.equal(folded[parameter], value):
-            own = nn.Parameter(value, requires_grad=parameter.requires_grad)
-            setattr(slot.module, slot.attribute, own)
+        known = folded[original]
+        parameter = next((p for p in known if torch.equal(p, value)), None)
+        if parameter is None:
+            if known or original in held:
+                parameter = nn.Parameter(value, requires_grad=original.requires_grad)
+            else:
+                parameter, original.data = original, value
+            known.append(parameter)
+        setattr(slot.module, slot.attribute, parameter)
+        if original in held:
+            warnings.warn(
+                f"{slot.name} was the parameter {held[original]} too, which keeps its value: they "
+                "are two parameters now, and need two in an optimizer and in what ties weights",
+                stacklevel=3,
+            )
+    return model
+
+
+def _held(model: nn.Module, tensors: list[ExcitedTensor]) -> dict[nn.Parameter, str]:
+    """Of the stored parameters those that any other module holds, and where."""
+    originals, own = {tensor.original for tensor in tensors}, set(tensors)
+    names, held = {module: name for name, module in model.named_modules()}, {}
+    for module in gc.get_objects():
+        if issubclass(type(module), nn.Module) and module not in own:
+            for name, parameter in vars(module).get("_parameters", {}).items():
+                if parameter is not None and parameter in originals:
+                    where = (
+                        f"{names[module]}.{name}" if module in names else f"another model's {name}"
+                    )
+                    held[parameter] = where.lstrip(".")
+    return held
+
+
+def remove(model: nn.Module, *, where: Where = None) -> nn.Module:
+    """Take excitations off and leave the stored weights, in place: the way back from ``excite``.
+
+    Parameters stay the same objects. Outputs are those of the stored weights; :func:`fold` keeps
+    the excited ones.
+
+    Args:
+        model: an excited model.
+        where: which weights, as in :func:`excite`; None is all that are excited.
+
+    Raises:
+        ValueError: nothing excited is selected.
+    """
+    for slot in excited(model, where):
+        parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)
     return model
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wexlib.names import ACTIVATIONS, RANGES, choose
+from wexlib.names import ACTIVATIONS, RANGES, choose, compare, note, spell
 from wexlib.ops.deferred import DeferredWeight, max_mean_channels, mean_max_space, mean_space
 from wexlib.ops.formulas import like
 from wexlib.ops.nets import mlp, run, run_along
@@ -349,3 +349,12 @@ class FeatureAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.attention)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note(destination, prefix, "attention", spell(self.attention))
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        if any(key.startswith(prefix) for key in state):
+            compare(metadata, "attention", spell(self.attention), prefix[:-1], missing, errors)
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)

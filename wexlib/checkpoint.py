@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -174,7 +174,7 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
                 raise ValueError(f"{path} has the seeds {seeds}, not {seed}")
             prefix = f"{seed}."
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+            state = OrderedDict((n.removeprefix(prefix), file.get_tensor(n)) for n in names)
     except SafetensorError:
         raise ValueError(f"{path} is damaged, or no .safetensors file: bring it anew") from None
     if _checksum(state) != metadata["checksums"][str(seed)]:
@@ -186,5 +186,6 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
             names = set(row["weights"])
             where = lambda name, _, names=names: name in names  # noqa: E731
             excite(model, from_json(row["excitation"]), where=where, shared=row["shared"])
+    state._metadata = model.state_dict()._metadata  # what it is excited by was just read
     model.load_state_dict(state)
     return model.eval()

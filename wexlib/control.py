@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
-from wexlib.attach import Where, check_model, excited
-from wexlib.parametrization import Parametrization, Switched
+from wexlib.attach import Where, check_model, excited, slots_of
+from wexlib.layer import LENT
+from wexlib.parametrization import Switched
 
 
 def resume(model: nn.Module, *, strength: float = 1.0, where: Where = None) -> nn.Module:
@@ -28,7 +28,7 @@ def resume(model: nn.Module, *, strength: float = 1.0, where: Where = None) -> n
     for slot in excited(model, where):
         for part in slot.excitation.modules():
             if isinstance(part, Switched):
-                part.strength.fill_(strength)
+                part.switch(strength)
     return model
 
 
@@ -57,26 +57,20 @@ def precompute(model: nn.Module) -> Iterator[None]:
     weights are held at once, as many bytes as the weights. Around more than one batch, in
     evaluation, it saves all but the first computation.
 
-    Inside, parameters and strength stay as they are, or what was computed is no longer theirs. Not
-    for ``nn.DataParallel``, whose replicas compute their own, nor with activation checkpointing,
-    which would compute the weights anew.
-
-    It is ``torch.nn.utils.parametrize.cached()`` with a look at every excited weight; a model that
-    has none is let through.
+    Inside, parameters and strength stay as they are, or what was computed is no longer theirs. It
+    reaches this model's weights in this thread and nothing else; what is excited inside, copies,
+    the replicas of ``nn.DataParallel``, a compiled model, and layers under activation checkpointing
+    compute their own, as they would without it. A model that has no excited weight is let through.
     """
-    with parametrize.cached():
-        before = set(parametrize._cache)
-        try:
-            for module in model.modules():
-                if parametrize.is_parametrized(module):
-                    for name, chained in module.parametrizations.items():
-                        if isinstance(chained[0], Parametrization):
-                            getattr(module, name)
-            yield
-        finally:
-            # Torch forgets at the end of the outermost block only.
-            for key in set(parametrize._cache) - before:
-                del parametrize._cache[key]
+    tensors = [slot.tensor for slot in slots_of(model) if slot.excitation]
+    before = {tensor: LENT.tensors[tensor] for tensor in tensors if tensor in LENT.tensors}
+    try:
+        LENT.tensors.update({tensor: tensor() for tensor in tensors})
+        yield
+    finally:
+        for tensor in tensors:
+            LENT.tensors.pop(tensor, None)
+        LENT.tensors.update(before)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wexlib.attention import Attention
+from wexlib.layer import register
 from wexlib.names import ACTIVATIONS, RANGES, choose
 from wexlib.ops.deferred import DeferredWeight, mean_space
 from wexlib.ops.formulas import like
@@ -17,7 +18,6 @@ from wexlib.parametrization import (
     Parametrization,
     chain,
     flat,
-    register,
     seeded,
     spatial,
 )
@@ -181,7 +181,7 @@ class _Location(Gated):
             x = DeferredWeight(x.dense())
         if self.rest != 1 or self.excitation.control in ("free", "mean"):
             return super().compute(x)
-        strength = self.strength.to(x.dtype)
+        strength = self.current_strength(x.dtype)
         return DeferredWeight(self.attention.excite(self, x, strength, skips=self.excitation.skips))
 
     def maps(self, x: Tensor | DeferredWeight) -> tuple[Tensor, ...]:

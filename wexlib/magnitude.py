@@ -147,7 +147,7 @@ class _Magnitude(Switched):
             self.shape = nn.Parameter(torch.zeros(3, dtype=weight.dtype, device=weight.device))
 
     def compute(self, x: DeferredWeight) -> DeferredWeight:
-        strength = self.strength.to(x.dtype)
+        strength = self.current_strength(x.dtype)
         if self.excitation.function == "artanh":
             return DeferredWeight(x.artanh(self.excitation.eps, strength))
         weight, m = x.largest(self.excitation.eps)

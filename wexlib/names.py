@@ -1,6 +1,8 @@
-"""What texts ask for by name: activations and gates, and one sentence for an unknown name."""
+"""What stands in texts: activations and gates by name, and what a ``state_dict`` belongs to."""
 
+import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 
 import torch
@@ -60,3 +62,48 @@ RANGES: dict[str, tuple[float, float]] = {
     "hardsigmoid": (0.0, 1.0),
     "hardtanh": (-1.0, 1.0),
 }
+
+
+# --- What a state_dict belongs to ----------------------------------------------------------------
+
+#: The key in a module's metadata of a ``state_dict``: a name -> :func:`spell`'s text.
+CONFIGURATION = "wexlib"
+#: The list of missing keys of the last loading that was warned of: one warning is enough for each.
+_warned: list[list[str] | None] = [None]
+
+
+def spell(value: object) -> str:
+    """An excitation or attention as one writes it, without what is so by default."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(spell, value))}]"
+    if not is_dataclass(value):
+        return repr(value)
+    given = ((field, getattr(value, field.name)) for field in fields(value))
+    given = [f"{field.name}={spell(own)}" for field, own in given if own != field.default]
+    return f"{type(value).__name__}({', '.join(given)})"
+
+
+def note(destination: dict, prefix: str, name: str, configuration: str) -> None:
+    """Write a configuration into a ``state_dict``'s metadata, where it has such."""
+    metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+    if metadata is not None:
+        metadata.setdefault(CONFIGURATION, {})[name] = configuration
+
+
+def compare(
+    metadata: dict, name: str, configuration: str, where: str, missing: list, errors: list
+) -> None:
+    """Add an error if :func:`note` wrote another configuration; warn, once, if it wrote none."""
+    saved = metadata.get(CONFIGURATION, {}).get(name)
+    if saved is None and _warned[0] is not missing:
+        _warned[0] = missing
+        warnings.warn(
+            f"this state_dict does not say what {where} and others were excited by: it is taken "
+            f"for {configuration} and what the others of this model have",
+            stacklevel=2,
+        )
+    elif saved is not None and saved != configuration:
+        errors.append(
+            f"{where} was saved with {saved} and has {configuration} here: excite or attend this "
+            "model as the saved one was"
+        )

@@ -6,6 +6,8 @@ weight has its filters on axis 0, its (group's) input channels on axis 1 and spa
 2 to 5; rank 2 counts as a 1×1 kernel. Modules compute in float32 at least, outside autocast.
 """
 
+import copy
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,9 +15,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from wexlib.attention import Attention
+from wexlib.names import spell
+from wexlib.ops.cpu import recorded
 from wexlib.ops.deferred import DeferredWeight
 
 Made = TypeVar("Made")
@@ -31,6 +34,8 @@ class Parametrization(nn.Module):
     excitation: "Excitation"
     #: The nets that ``average`` makes equal in all layers.
     averaged: tuple[str, ...] = ()
+    #: Whether it excites several tensors.
+    shared = False
 
     def forward(self, weight: Tensor | DeferredWeight) -> Tensor | DeferredWeight:
         if isinstance(weight, DeferredWeight):
@@ -44,9 +49,26 @@ class Parametrization(nn.Module):
         return excited.to(weight.dtype)
 
     @property
+    def configuration(self) -> str:
+        """What a ``state_dict`` of it belongs to."""
+        return spell(self.excitation) + (", shared" if self.cores[0].shared else "")
+
+    @property
     def cores(self) -> "tuple[Parametrization, ...]":
         """What ``excitation`` built: itself, or what it brings a layer's order of axes to."""
         return (self,)
+
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        state = super().state_dict(
+            *args, destination=destination, prefix=prefix, keep_vars=keep_vars
+        )
+        if self.shared and destination is not None and not keep_vars:
+            # Whoever averages what a state_dict holds does so once, at the first tensor's.
+            others = {t.data_ptr() for k, t in state.items() if not k.startswith(prefix)}
+            for key, tensor in state.items():
+                if key.startswith(prefix) and tensor.data_ptr() in others:
+                    state[key] = tensor.clone()
+        return state
 
     def compute(self, x: DeferredWeight) -> DeferredWeight:
         """The excited weight (N, C, *space) of a weight (N, C, *space)."""
@@ -66,11 +88,69 @@ class Switched(Parametrization):
     """An excitation that can be paused: the buffer ``strength`` is 0 off, 1 on, between a blend.
 
     Both ends are exact to the last bit. A buffer, so it is saved, and ramped without a branch.
+
+    Averages of a model (``AveragedModel``, timm's ``ModelEma``) are copies whose tensors are
+    written over, ``strength`` too. An average of on and off means nothing: a copy whose
+    ``strength`` was changed other than by ``resume``, ``pause`` or ``load_state_dict`` takes that
+    of the model that it was copied from.
     """
+
+    #: What it was copied from, and the strength as it was set: the buffer, its version, its value.
+    _source: Callable[[], "Switched | None"] | None = None
+    _set: tuple[Tensor, int, Tensor] | None = None
 
     def __init__(self, weight: Tensor):
         super().__init__()
         self.register_buffer("strength", torch.ones((), dtype=weight.dtype, device=weight.device))
+        self._settle()
+
+    def switch(self, strength: float) -> None:
+        self.strength.fill_(strength)
+        self._settle()
+
+    def current_strength(self, dtype: torch.dtype) -> Tensor:
+        if self._set and not recorded() and self._set[0] is self.strength:
+            _, version, value = self._set
+            if self.strength._version != version:
+                source = self._source and self._source()
+                if source and not torch.equal(self.strength, value):
+                    with torch.no_grad():
+                        self.strength.copy_(source.current_strength(self.strength.dtype))
+                self._settle()
+        return self.strength.to(dtype)
+
+    def _settle(self) -> None:
+        own = self.strength
+        known = not (own.is_inference() or recorded())
+        vars(self)["_set"] = (own, own._version, own.clone()) if known else None
+
+    def __getstate__(self) -> dict:
+        self.current_strength(torch.float32)
+        return {k: v for k, v in vars(self).items() if k not in ("_source", "_set")}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._settle()
+
+    def __deepcopy__(self, memo: dict) -> "Switched":
+        replica = memo[id(self)] = self.__new__(type(self))
+        replica.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        replica._source = weakref.ref(self)
+        return replica
+
+    def _apply(self, *args, **kwargs):
+        self.current_strength(torch.float32)
+        applied = super()._apply(*args, **kwargs)
+        self._settle()
+        return applied
+
+    def _save_to_state_dict(self, *args) -> None:
+        self.current_strength(torch.float32)
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self._settle()
 
 
 class Gated(Switched):
@@ -88,7 +168,7 @@ class Gated(Switched):
         return {"gates": self.gates(x)[0], "multiplier": self.multiplier(x)}
 
     def compute(self, x: DeferredWeight) -> DeferredWeight:
-        return DeferredWeight(x.blend(self.multiplier(x), self.strength.to(x.dtype)))
+        return DeferredWeight(x.blend(self.multiplier(x), self.current_strength(x.dtype)))
 
 
 def draw(generator: torch.Generator | None) -> int:
@@ -225,37 +305,6 @@ def chain(excitations: Excitation | Iterable[Excitation]) -> Excitation:
 
 
 # --- On a layer ----------------------------------------------------------------------------------
-
-
-def register(module: nn.Module, name: str, excitation: Parametrization) -> None:
-    """``parametrize.register_parametrization``, safe to copy.
-
-    Torch gives a parametrized module a class of its own, with a property for the tensor, and a
-    deep copy the same class: removing the parametrization from either one takes the property from
-    both, and within ``parametrize.cached()`` the copy reads the weight of the first. Here a copy
-    gets its own class.
-    """
-    parametrize.register_parametrization(module, name, excitation, unsafe=True)
-    if not hasattr(type(module), "copies_apart"):
-        _copy_apart(type(module))
-
-
-def _copy_apart(cls: type) -> None:
-    inherited = cls.__deepcopy__
-
-    def deepcopy(self: nn.Module, memo: dict) -> nn.Module:
-        if id(self) in memo:
-            return memo[id(self)]
-        replica = inherited(self, memo)
-        replica.__class__ = cls.__bases__[0]
-        parametrize._inject_new_class(replica)
-        for name in replica.parametrizations:
-            parametrize._inject_property(replica, name)
-        _copy_apart(type(replica))
-        return replica
-
-    cls.__deepcopy__ = deepcopy
-    cls.copies_apart = True
 
 
 def exchange(weight: Tensor, groups: int) -> Tensor:

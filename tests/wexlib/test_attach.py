@@ -14,6 +14,7 @@ from wexlib import (
     BAM,
     CBAM,
     SE,
+    Global,
     Location,
     Magnitude,
     Standardize,
@@ -23,11 +24,11 @@ from wexlib import (
     excite,
     fold,
     pause,
+    remove,
     resume,
 )
 from wexlib.attach import excited
 from wexlib.control import average
-from wexlib.excitation import Global
 from wexlib.models import build
 
 
@@ -207,6 +208,136 @@ def test_tied_weights_stay_tied_only_where_they_are_equal():
     excite(model, Location(SE()))
     expected = model(x)
     assert torch.equal(fold(model)(x), expected) and first.weight is not second.weight
+
+
+class Tied(nn.Module):
+    """A table of words and the layer that scores them, of one weight, as language models have."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, x):
+        return self.head(self.words(x))
+
+
+class Named(nn.Module):
+    """A second attribute names the parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+        self.kernel = self.conv.weight
+
+    def forward(self, x):
+        return F.conv2d(self.conv(x), self.kernel)
+
+
+def one_weight(convolutions=2):
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(convolutions)))
+    for layer in model:
+        layer.weight = model[0].weight
+    return model
+
+
+PIXELS = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+HELD = {
+    "one of two": (one_weight, lambda name, _: name.startswith("0."), PIXELS, "1.weight"),
+    "two of three": (
+        lambda: one_weight(3),
+        lambda name, _: not name.startswith("1."),
+        PIXELS,
+        "1.weight",
+    ),
+    "an embedding": (Tied, nn.Linear, torch.arange(11)[None], "words.weight"),
+    "an attribute": (Named, "conv", PIXELS, "kernel"),
+}
+
+
+@pytest.mark.parametrize("excitation", [SE_WS, Magnitude()])
+@pytest.mark.parametrize("case", HELD)
+def test_fold_moves_no_other_holder_of_a_parameter(case, excitation):
+    make, where, x, holder = HELD[case]
+    model = excite(make(), excitation, where=where)
+    shared = model.get_parameter(holder)
+    before, expected = shared.detach().clone(), model(x)
+    with pytest.warns(UserWarning, match=rf"was the parameter {holder} too"):
+        assert torch.equal(fold(model)(x), expected)
+    assert model.get_parameter(holder) is shared and torch.equal(shared, before)
+
+
+def test_fold_moves_no_other_model():
+    first, second = resnet(), resnet()
+    second.conv1.weight = first.conv1.weight
+    second.layer1[0].conv2.weight = first.layer1[0].conv2.weight
+    plain = second(images())
+    excite(first, OURS)
+    expected = first(images())
+    with pytest.warns(UserWarning, match="was the parameter another model's weight too"):
+        assert torch.equal(fold(first)(images()), expected)
+    assert torch.equal(second(images()), plain)
+    assert first.conv1.weight is not second.conv1.weight
+    # And where the other is excited itself.
+    second.layer2[0].conv1.weight = first.layer2[0].conv1.weight
+    excite(second, SE_WS), excite(first, OURS)
+    before, expected = second(images()), first(images())
+    with pytest.warns(UserWarning, match="was the parameter another model's original too"):
+        fold(first)
+    assert torch.equal(second(images()), before) and torch.equal(first(images()), expected)
+
+
+def test_a_parameter_stays_the_same_object_when_it_is_folded():
+    model = resnet()
+    before = dict(model.named_parameters())
+    after = dict(fold(excite(model, OURS)).named_parameters())
+    assert all(after[name] is p for name, p in before.items()) and len(after) == len(before)
+
+
+# --- Ways back -----------------------------------------------------------------------------------
+
+
+def test_fold_a_part():
+    model = excite(resnet(), OURS)
+    expected = model(images())
+    fold(model, where=r"layer[12]\.")
+    left = [slot.name for slot in excited(model)]
+    assert left and not any(name.startswith(("layer1", "layer2")) for name in left)
+    assert type(model.layer1[0].conv1) is nn.Conv2d
+    assert torch.equal(model(images()), expected)
+    with pytest.raises(ValueError, match="has none where"):
+        fold(model, where="layer1")
+    assert torch.equal(fold(fold(model))(images()), expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_remove_gives_the_stored_weights_back(shared):
+    model = resnet().train()
+    before = dict(model.named_parameters())
+    excite(model, [Standardize(), Global()], shared=shared)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model(images()).square().mean().backward()
+    optimizer.step()
+    stored = {slot.name: slot.tensor.original.detach().clone() for slot in excited(model)}
+    remove(model, where="layer1")
+    assert type(model.layer1[0].conv1) is nn.Conv2d and excited(model)
+    remove(model)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys() and all(after[k] is p for k, p in before.items())
+    assert all(torch.equal(after[k], p) for k, p in stored.items())
+    with pytest.raises(ValueError, match="excite it first"):
+        remove(model)
+    excite(model, OURS)  # and again
+
+
+def test_remove_of_transposed_and_attention_layers():
+    model = nn.ModuleList([nn.ConvTranspose2d(4, 6, 3, groups=2), nn.MultiheadAttention(8, 2)])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    remove(excite(model, SE_WS, where=r"0\.|in_proj"))
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(
+        torch.equal(after[k], v) for k, v in before.items()
+    )
 
 
 # --- Pause ---------------------------------------------------------------------------------------
