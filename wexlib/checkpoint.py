@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wexlib import models as library
 from wexlib.attach import excite, slots_of
-from wexlib.attention import BAM, CBAM, SE, Triplet
+from wexlib.attention import BAM, CBAM, SE, FeatureAttention, Triplet
 from wexlib.excitation import Global, Location, Standardize
 from wexlib.magnitude import Magnitude
 from wexlib.names import choose
@@ -118,9 +118,15 @@ def save(
 
     Raises:
         TypeError: an excitation that JSON does not hold.
-        ValueError: the models are excited by different excitations.
+        ValueError: the models are excited by different excitations, or one has attention on its
+            feature maps.
     """
     models = {0: models} if isinstance(models, nn.Module) else dict(models)
+    if any(isinstance(part, FeatureAttention) for one in models.values() for part in one.modules()):
+        raise ValueError(
+            "a model with attention on feature maps cannot be rebuilt from its file: save its "
+            "state_dict by torch.save"
+        )
     states = {
         seed: {key: t.detach().cpu().contiguous().clone() for key, t in one.state_dict().items()}
         for seed, one in models.items()
@@ -187,5 +193,5 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
             where = lambda name, _, names=names: name in names  # noqa: E731
             excite(model, from_json(row["excitation"]), where=where, shared=row["shared"])
     state._metadata = model.state_dict()._metadata  # what it is excited by was just read
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)  # in the dtype that it was saved in
     return model.eval()

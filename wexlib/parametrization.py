@@ -196,6 +196,8 @@ def check(weight: Tensor, groups: int) -> None:
             f"weight has shape {tuple(weight.shape)}: expected 2 to 5 axes, filters first, then "
             "input channels, then space"
         )
+    if not weight.numel():
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected no axis of length 0")
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
         raise ValueError(f"groups is {groups!r}: expected a whole number, 1 or more")
 
@@ -218,7 +220,7 @@ class Excitation:
 
         Raises:
             TypeError: not a floating-point tensor.
-            ValueError: not 2 to 5 axes, or groups below 1.
+            ValueError: not 2 to 5 axes, one of length 0, or groups below 1.
         """
         check(weight, groups)
         module = self._build(weight, groups, generator)

@@ -8,7 +8,19 @@ from networks import OURS, SE_WS, images, resnet
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from wexlib import BAM, SE, Global, Location, Magnitude, Standardize, Triplet, excite, load, save
+from wexlib import (
+    BAM,
+    SE,
+    Global,
+    Location,
+    Magnitude,
+    Standardize,
+    Triplet,
+    attend,
+    excite,
+    load,
+    save,
+)
 from wexlib import models as library
 from wexlib.attach import excited
 from wexlib.checkpoint import from_json, to_json
@@ -143,3 +155,34 @@ def test_texts_that_name_no_excitation(text, message):
 def test_what_json_does_not_hold_is_refused():
     with pytest.raises(TypeError, match="cannot be saved"):
         to_json(torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_keeps_its_dtype(dtype, tmp_path):
+    path = tmp_path / "net.safetensors"
+    model = excite(resnet(), OURS).to(dtype)
+    save(path, model, **RESNET)
+    other = load(path)
+    assert same(model, other)
+    assert all(p.dtype == dtype and p.requires_grad for p in other.parameters())
+
+
+def test_a_model_with_attention_on_its_feature_maps_is_refused(tmp_path):
+    model = attend(resnet(), SE(), where=r"^layer1\.0$")
+    with pytest.raises(ValueError, match="cannot be rebuilt from its file"):
+        save(tmp_path / "net.safetensors", model, **RESNET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save(path, excite(resnet(), SE_WS), **RESNET)
+    content = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        place, bit = (torch.randint(n, (), generator=generator).item() for n in (len(content), 8))
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"damaged|does not say what model|has the seeds"):
+            load(path)

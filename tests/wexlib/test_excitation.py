@@ -349,6 +349,11 @@ def test_second_derivatives(excitation):
         (lambda: chain(Standardize), TypeError, "is no excitation"),
         (lambda: chain(["se"]), TypeError, "'se' is no excitation"),
         (lambda: Standardize().build(torch.ones(3)), ValueError, "has shape (3,): expected 2 to 5"),
+        (
+            lambda: Location(SE()).build(torch.ones(0, 3, 3, 3)),
+            ValueError,
+            "expected no axis of length 0",
+        ),
         (lambda: Standardize().build(torch.ones(3, 3).long()), TypeError, "floating-point"),
         (lambda: Standardize().build([1.0]), TypeError, "weight is list: expected a tensor"),
         (lambda: Standardize().build(torch.ones(3, 3), 0), ValueError, "groups is 0"),
