@@ -79,8 +79,10 @@ def _excitations(model: nn.Module) -> list[dict]:
     for slot in slots:
         excitation, core = slot.excitation.excitation, slot.excitation.cores[0]
         shared = uses[core] > 1
+        axis = slot.excitation.axis
         row = {"excitation": to_json(excitation), "shared": shared, "weights": []}
-        found.setdefault(core if shared else excitation, row)["weights"].append(slot.name)
+        row |= {} if axis is None else {"axis": axis}
+        found.setdefault(core if shared else (excitation, axis), row)["weights"].append(slot.name)
     return list(found.values())
 
 
@@ -185,6 +187,8 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
         for row in metadata["excitations"]:
             names = set(row["weights"])
             where = lambda name, _, names=names: name in names  # noqa: E731
-            excite(model, from_json(row["excitation"]), where=where, shared=row["shared"])
+            axis = from_json(row.get("axis"))
+            excitation = from_json(row["excitation"])
+            excite(model, excitation, where=where, axis=axis, shared=row["shared"])
     model.load_state_dict(state)
     return model.eval()

@@ -29,6 +29,8 @@ class Parametrization(nn.Module):
 
     #: What it was built from.
     excitation: "Excitation"
+    #: The axes that number the filters, as ``excite`` was given them.
+    axis: int | tuple[int, ...] | None = None
     #: The nets that ``average`` makes equal in all layers.
     averaged: tuple[str, ...] = ()
 
@@ -280,6 +282,32 @@ class _Transposed(Parametrization):
         return DeferredWeight(exchange(filters, self.groups))
 
 
+def filters_first(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """``axes``, which number the filters, as one axis 0, then the others."""
+    return weight.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
+
+
+class _Moved(Parametrization):
+    """An excitation of a weight whose filters are not on axis 0, or on several axes."""
+
+    def __init__(self, filters: Parametrization, axes: tuple[int, ...]):
+        super().__init__()
+        self.filters, self.axes, self.excitation = filters, axes, filters.excitation
+
+    @property
+    def cores(self):
+        return (self.filters,)
+
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
+        weight = x.dense()
+        filters = self.filters(filters_first(weight, self.axes))
+        filters = filters.unflatten(0, [weight.shape[i] for i in self.axes])
+        moved = filters.movedim(tuple(range(len(self.axes))), self.axes)
+        # In the weight's own memory format.
+        same = moved.stride() == weight.stride()
+        return DeferredWeight(moved if same else torch.empty_like(weight).copy_(moved))
+
+
 class _QueryKeyValue(Parametrization):
     """Excitations of ``in_proj_weight``: q, k and v are stacked on axis 0, each has its own."""
 
@@ -289,7 +317,7 @@ class _QueryKeyValue(Parametrization):
 
     @property
     def cores(self):
-        return self.q, self.k, self.v
+        return self.q.cores + self.k.cores + self.v.cores
 
     def compute(self, x: DeferredWeight) -> DeferredWeight:
         parts = zip((self.q, self.k, self.v), x.dense().chunk(3), strict=True)
