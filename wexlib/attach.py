@@ -119,14 +119,14 @@ def hooked(module: nn.Module) -> dict[str, list[str]]:
 
 
 def _bare_matrix(slot: Slot) -> bool:
-    """Whether it multiplies matrices, by all looks, and is of no linear or recurrent layer."""
+    """Whether it looks like a matrix of no linear layer, convolution or recurrent layer."""
     parameter = slot.module._parameters.get(slot.attribute)
     return not (
         parameter is None
         or nn.parameter.is_lazy(parameter)
         or parameter.dim() not in (2, 3)
         or min(parameter.shape) < 2
-        or isinstance(slot.module, nn.Linear | nn.RNNBase)
+        or isinstance(slot.module, (nn.Linear, CONVOLUTION, nn.RNNBase))
         or NO_MATRIX_NAME.search(slot.attribute)
         or any(NO_MATRIX.search(kind.__name__) for kind in type(slot.module).__mro__)
     )
@@ -136,8 +136,7 @@ def matcher(model: nn.Module, where: Where) -> Callable[[Slot], bool]:
     if where is None:
         # A layer that is passed itself was asked for.
         return lambda slot: (
-            isinstance(slot.module, CONVOLUTION)
-            or (slot.module is model and is_layer(model))
+            isinstance(slot.module, CONVOLUTION) or (slot.module is model and is_layer(model))
         )
     if isinstance(where, str):
         try:
@@ -366,7 +365,8 @@ def excite(
     Raises:
         TypeError: ``model``, ``excitation``, ``where`` or ``axis`` is of a wrong kind.
         ValueError: nothing matches; a weight is excited or parametrized already; a weight cannot
-            be excited; ``axis`` does not fit a weight; or the layers do not fit one shared excitation. The model is then as it was.
+            be excited; ``axis`` does not fit a weight; or the layers do not fit one shared
+            excitation. The model is then as it was.
     """
     excitation = chain(excitation)
     slots = select(model, where)
