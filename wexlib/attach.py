@@ -47,9 +47,9 @@ TRANSPOSED = nn.modules.conv._ConvTransposeNd
 #: Layers whose weights a name selects by any part of it; another module's parameter has to be
 #: named itself, so that "encoder" is no position embedding.
 LAYERS = (CONVOLUTION, nn.Linear, nn.MultiheadAttention)
-#: Classes and parameters of such names are not taken for matrices.
+#: Classes and parameters of such names are not taken for matrices; a list's name is its parts'.
 NO_MATRIX = re.compile(r"Embed|Norm(\dd|$)|Conv(\dd|$)")
-NO_MATRIX_NAME = re.compile(r"emb|pos|token|quer|latent|prompt|bias|table|norm|scale")
+NO_MATRIX_NAME = re.compile(r"emb|(^|_)pos|token|^quer(y|ies)$|latent|prompt|bias|table|norm|scale")
 #: Torch's older tools, whose hooks compute a tensor of others, and what undoes each.
 UNDO = {
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -127,7 +127,7 @@ def _bare_matrix(slot: Slot) -> bool:
         or parameter.dim() not in (2, 3)
         or min(parameter.shape) < 2
         or isinstance(slot.module, (nn.Linear, CONVOLUTION, nn.RNNBase))
-        or NO_MATRIX_NAME.search(slot.attribute)
+        or NO_MATRIX_NAME.search(slot.name.rstrip(".0123456789").rpartition(".")[2])
         or any(NO_MATRIX.search(kind.__name__) for kind in type(slot.module).__mro__)
     )
 

@@ -268,6 +268,11 @@ def test_it_is_described_inspected_paused_and_shared():
             "up has three axes and is of no known layer: say which number its filters, such as",
         ),
         (
+            lambda: excite(Experts(), SE_WS, where=Experts),
+            ValueError,
+            "up has three axes and is of no known layer",
+        ),
+        (
             lambda: excite(Conv1D(4, 6), SE_WS, axis=2),
             ValueError,
             "axis=2 is not of weight: expected -2 to 1, as it has 2 axes",
@@ -375,6 +380,8 @@ def zoo() -> nn.ModuleDict:
     model.pos_embedding = nn.Parameter(torch.zeros(1, 9, 8))
     model.positional = nn.Parameter(torch.zeros(9, 8))
     model.relative_position_bias_table = nn.Parameter(torch.zeros(9, 8))
+    model.query = nn.Parameter(torch.zeros(9, 8))
+    model.prompts = nn.ParameterList([torch.zeros(9, 8), torch.zeros(9, 8)])
     model.scale = nn.Parameter(torch.zeros(8, 1, 1))
     return model
 
@@ -397,6 +404,8 @@ def test_nothing_is_said_where_nothing_is_left_out(where):
         (lambda: nn.MultiheadAttention(8, 2), "part.in_proj_weight (MultiheadAttention)"),
         (lambda: nn.MultiheadAttention(8, 2, kdim=4), "part.q_proj_weight (MultiheadAttention)"),
         (Experts, "part.up (Experts), part.down (Experts)"),
+        (lambda: nn.ParameterList([torch.ones(3, 4, 4)]), "part.0 (ParameterList)"),
+        (lambda: nn.ParameterDict({"w_query": torch.ones(4, 4)}), "part.w_query (ParameterDict)"),
         (lambda: nn.Bilinear(2, 3, 4), "part.weight (Bilinear)"),
         (lambda: nn.LSTMCell(2, 3), "part.weight_ih (LSTMCell), part.weight_hh (LSTMCell)"),
     ],

@@ -48,6 +48,18 @@ def by_own_parameters(modules) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return still, decays
 
 
+def by_name(modules) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The same by the layer's type and the parameter's name, as of a language model."""
+    still, decays = [], []
+    for module in modules:
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias" or isinstance(module, nn.BatchNorm2d):
+                still.append(parameter)
+            elif name == "weight" and isinstance(module, nn.Conv2d | nn.Linear):
+                decays.append(parameter)
+    return still, decays
+
+
 EXCITATIONS = {
     "se": SE_WS,
     "cbam": OURS,
@@ -74,7 +86,7 @@ def test_every_parameter_is_in_one_group_in_the_model_s_order(name):
     assert {name for name in groups["rest"]} < plain and "fc.weight" in groups["rest"]
 
 
-@pytest.mark.parametrize("recipe", [by_layer, by_own_parameters])
+@pytest.mark.parametrize("recipe", [by_layer, by_own_parameters, by_name])
 @pytest.mark.parametrize("name", EXCITATIONS)
 def test_a_recipe_by_layer_sorts_the_rest_and_a_step_moves_everything(name, recipe):
     model = excite(resnet(), EXCITATIONS[name]).train()
