@@ -174,6 +174,8 @@ def select(model: nn.Module, where: Where) -> list[Slot]:
         return found
     if where is None and not slots:
         raise ValueError(f"{type(model).__name__} has no weight: there is nothing to excite")
+    if _asks_linear(where):
+        slots.sort(key=_bare_matrix, reverse=True)
     names = [slot.name for slot in slots]
     asked = "the default, every convolution," if where is None else f"where={where!r}"
     raise ValueError(
@@ -183,9 +185,13 @@ def select(model: nn.Module, where: Where) -> list[Slot]:
     )
 
 
+def _asks_linear(where: Where) -> bool:
+    return nn.Linear in (where if isinstance(where, tuple) else (where,))
+
+
 def _warn_of_left_out(model: nn.Module, where: Where, chosen: list[Slot]) -> None:
     """``where=nn.Linear`` reads as all matrices, and not all of them are of an nn.Linear."""
-    if nn.Linear not in (where if isinstance(where, tuple) else (where,)):
+    if not _asks_linear(where):
         return
     left = [slot for slot in slots_of(model) if slot not in chosen and _bare_matrix(slot)]
     # The first of each kind.

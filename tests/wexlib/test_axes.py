@@ -433,6 +433,16 @@ def test_the_warning_counts_all_and_can_be_answered():
     excite(model, Magnitude(), where=(nn.Linear, Conv1D))
 
 
+def test_where_no_layer_is_linear_the_error_names_what_is_like_one():
+    model = nn.ModuleList(
+        [nn.Embedding(9, 8), nn.Embedding(9, 8), nn.Embedding(9, 8), Conv1D(8, 8)]
+    )
+    with pytest.raises(
+        ValueError, match=r"matches no weight: expected one of 3\.weight, 0\.weight"
+    ):
+        excite(model, Magnitude(), where=nn.Linear)
+
+
 def test_a_warning_that_is_an_error_leaves_the_model_as_it_was():
     model = nn.ModuleList([nn.Linear(8, 8), Experts()])
     with warnings.catch_warnings():
