@@ -8,7 +8,7 @@
 from wexlib.attach import attend, excite, fold, remove
 from wexlib.attention import BAM, CBAM, SE, Triplet
 from wexlib.checkpoint import load, save
-from wexlib.control import average, pause, precompute, resume
+from wexlib.control import average, parameter_groups, pause, precompute, resume
 from wexlib.describe import describe, inspect
 from wexlib.excitation import Global, Location, Standardize
 from wexlib.magnitude import Magnitude
@@ -31,6 +31,7 @@ __all__ = [
     "fold",
     "inspect",
     "load",
+    "parameter_groups",
     "pause",
     "precompute",
     "remove",

@@ -25,17 +25,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from wexlib.attention import Attention, FeatureAttention
 from wexlib.layer import ExcitedTensor, excited_tensors, register
 from wexlib.parametrization import (
     Excitation,
     Parametrization,
+    _Moved,
     _QueryKeyValue,
     _Transposed,
     chain,
     draw,
     exchange,
+    filters_first,
     seeded,
 )
 
@@ -48,6 +53,27 @@ TRANSPOSED = nn.modules.conv._ConvTransposeNd
 #: Layers whose weights a name selects by any part of it; another module's parameter has to be
 #: named itself, so that "encoder" is no position embedding.
 LAYERS = (CONVOLUTION, nn.Linear, nn.MultiheadAttention)
+#: Classes and parameters of such names are not taken for matrices; a list's name is its parts'.
+NO_MATRIX = re.compile(r"Embed|Norm(\dd|$)|Conv(\dd|$)")
+NO_MATRIX_NAME = re.compile(r"emb|(^|_)pos|token|^quer(y|ies)$|latent|prompt|bias|table|norm|scale")
+#: Torch's older tools, whose hooks compute a tensor of others, and what undoes each.
+UNDO = {
+    WeightNorm: "torch.nn.utils.remove_weight_norm",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+    BasePruningMethod: "torch.nn.utils.prune.remove",
+}
+
+
+def is_layer(module: nn.Module) -> bool:
+    return isinstance(module, LAYERS) or is_conv1d(module)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is transformers' ``Conv1D``, a linear layer that keeps its weight as (in, out)."""
+    return any(
+        kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers"
+        for kind in type(module).__mro__
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,8 @@ def slots_of(model: nn.Module) -> Iterator[Slot]:
         if module in own:
             continue
         names = [name for name, p in module.named_parameters(recurse=False) if _wide(p)]
+        for computed, parts in hooked(module).items():
+            names = [computed, *(name for name in names if name not in parts)]
         if parametrize.is_parametrized(module):
             names += module.parametrizations
         for name in names:
@@ -86,12 +114,36 @@ def _wide(parameter: nn.Parameter) -> bool:
     return nn.parameter.is_lazy(parameter) or parameter.dim() >= 2
 
 
+def hooked(module: nn.Module) -> dict[str, list[str]]:
+    """The tensors that are no parameters but computed of some, ``weight`` of ``weight_orig``."""
+    found, own = {}, dict(module.named_parameters(recurse=False))
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor) and value.dim() >= 2:
+            parts = {k: p for k, p in own.items() if k.startswith(f"{name}_")}
+            if any(not nn.parameter.is_lazy(p) and p.shape == value.shape for p in parts.values()):
+                found[name] = list(parts)
+    return found
+
+
+def _bare_matrix(slot: Slot) -> bool:
+    """Whether it looks like a matrix of no linear layer, convolution or recurrent layer."""
+    parameter = slot.module._parameters.get(slot.attribute)
+    return not (
+        parameter is None
+        or nn.parameter.is_lazy(parameter)
+        or parameter.dim() not in (2, 3)
+        or min(parameter.shape) < 2
+        or isinstance(slot.module, (nn.Linear, CONVOLUTION, nn.RNNBase))
+        or NO_MATRIX_NAME.search(slot.name.rstrip(".0123456789").rpartition(".")[2])
+        or any(NO_MATRIX.search(kind.__name__) for kind in type(slot.module).__mro__)
+    )
+
+
 def matcher(model: nn.Module, where: Where) -> Callable[[Slot], bool]:
     if where is None:
         # A layer that is passed itself was asked for.
         return lambda slot: (
-            isinstance(slot.module, CONVOLUTION)
-            or (slot.module is model and isinstance(model, LAYERS))
+            isinstance(slot.module, CONVOLUTION) or (slot.module is model and is_layer(model))
         )
     if isinstance(where, str):
         try:
@@ -100,7 +152,7 @@ def matcher(model: nn.Module, where: Where) -> Callable[[Slot], bool]:
             raise ValueError(f"where={where!r} is no regular expression: {error}") from None
 
         def named(slot: Slot) -> bool:
-            own = 0 if isinstance(slot.module, LAYERS) else len(slot.name) - len(slot.attribute)
+            own = 0 if is_layer(slot.module) else len(slot.name) - len(slot.attribute)
             return any(match.end() > own or own == 0 for match in pattern.finditer(slot.name))
 
         return named
@@ -129,6 +181,8 @@ def select(model: nn.Module, where: Where) -> list[Slot]:
         return found
     if where is None and not slots:
         raise ValueError(f"{type(model).__name__} has no weight: there is nothing to excite")
+    if _asks_linear(where):
+        slots.sort(key=_bare_matrix, reverse=True)
     names = [slot.name for slot in slots]
     asked = "the default, every convolution," if where is None else f"where={where!r}"
     raise ValueError(
@@ -136,6 +190,28 @@ def select(model: nn.Module, where: Where) -> list[Slot]:
         f"{f', … ({len(names)} in all)' if len(names) > 3 else ''}"
         f"{'; ask for linear layers with where=nn.Linear' if where is None else ''}"
     )
+
+
+def _asks_linear(where: Where) -> bool:
+    return nn.Linear in (where if isinstance(where, tuple) else (where,))
+
+
+def _warn_of_left_out(model: nn.Module, where: Where, chosen: list[Slot]) -> None:
+    """``where=nn.Linear`` reads as all matrices, and not all of them are of an nn.Linear."""
+    if not _asks_linear(where):
+        return
+    left = [slot for slot in slots_of(model) if slot not in chosen and _bare_matrix(slot)]
+    # The first of each kind.
+    kinds = {(type(slot.module).__name__, slot.attribute): slot.name for slot in left[::-1]}
+    if kinds:
+        names = ", ".join(f"{name} ({kind})" for (kind, _), name in [*kinds.items()][::-1])
+        warnings.warn(
+            f"where=nn.Linear leaves out {len(left)} weights that multiply matrices but are of no "
+            f"nn.Linear, such as {names}: excite them too, by type or name, with axis= where "
+            "their filters are not on axis 0, or leave them out silently by where=lambda name, "
+            "layer: isinstance(layer, nn.Linear)",
+            stacklevel=3,
+        )
 
 
 def excited(model: nn.Module, where: Where = None) -> list[Slot]:
@@ -157,10 +233,21 @@ def excited(model: nn.Module, where: Where = None) -> list[Slot]:
 
 
 def _check_slot(slot: Slot) -> None:
-    if parametrize.is_parametrized(slot.module, slot.attribute):
-        state = "already excited" if slot.excitation else "already parametrized by something else"
+    if slot.excitation:
         raise ValueError(
-            f"{slot.name} is {state}: fold the model, or select other weights by where"
+            f"{slot.name} is already excited: fold the model, or select other weights by where"
+        )
+    if parametrize.is_parametrized(slot.module, slot.attribute):
+        kind = type(slot.module.parametrizations[slot.attribute][0]).__name__
+        raise ValueError(
+            f"{slot.name} is already parametrized by something else, {kind}: undo that with "
+            "torch.nn.utils.parametrize.remove_parametrizations, or select other weights by where"
+        )
+    if parts := hooked(slot.module).get(slot.attribute):
+        tool, undo = _tool(slot)
+        raise ValueError(
+            f"{slot.name} is computed of {' and '.join(parts)} by {tool}: undo that{undo}, or "
+            "select other weights by where"
         )
     if nn.parameter.is_lazy(getattr(slot.module, slot.attribute)):
         raise ValueError(f"{slot.name} has no shape yet: run the lazy layer once, then excite it")
@@ -171,16 +258,76 @@ def _check_slot(slot: Slot) -> None:
         )
 
 
-def _attach(slot: Slot, make: Callable[[Tensor, int, str], Parametrization]) -> Parametrization:
+def _tool(slot: Slot) -> tuple[str, str]:
+    """What computes a hooked tensor, and what undoes it."""
+    for hook in slot.module._forward_pre_hooks.values():
+        for kind, undo in UNDO.items():
+            name = getattr(hook, "name", getattr(hook, "_tensor_name", None))
+            if isinstance(hook, kind) and name == slot.attribute:
+                return type(hook).__name__, f" with {undo}"
+    return "something else", ""
+
+
+Axis = int | tuple[int, ...] | None
+
+
+def _filter_axes(slot: Slot, axis: Axis) -> tuple[int, ...]:
+    """The axes of the slot's weight that number its filters, in order and from 0."""
+    dim = getattr(slot.module, slot.attribute).dim()
+    own = 1 if isinstance(slot.module, TRANSPOSED) or is_conv1d(slot.module) else 0
+    if axis is None:
+        if dim == 3 and _bare_matrix(slot) and not isinstance(slot.module, nn.Bilinear):
+            raise ValueError(
+                f"{slot.name} has three axes and is of no known layer: say which number its "
+                "filters, such as axis=(0, 2) for (experts, inputs, outputs) or axis=0 for "
+                "(filters, inputs, space)"
+            )
+        return (own,)
+    given = axis if isinstance(axis, tuple) else (axis,)
+    if not given or not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
+        raise TypeError(f"axis is {axis!r}: expected a whole number or a tuple of them")
+    if not all(-dim <= i < dim for i in given):
+        raise ValueError(
+            f"axis={axis!r} is not of {slot.name}: expected {-dim} to {dim - 1}, as it has {dim} "
+            "axes"
+        )
+    axes = tuple(sorted({i % dim for i in given}))
+    if len(axes) < len(given):
+        raise ValueError(f"axis={axis!r} names an axis of {slot.name} twice: expected each once")
+    if len(axes) == dim:
+        raise ValueError(
+            f"axis={axis!r} is all axes of {slot.name}: expected one to remain, of input channels"
+        )
+    if axes != (own,) and isinstance(slot.module, CONVOLUTION) and slot.module.groups > 1:
+        raise ValueError(
+            f"axis={axis!r} does not fit {slot.name}, of a convolution in groups: leave axis out, "
+            "its filters are known"
+        )
+    return axes
+
+
+def _attach(
+    slot: Slot, axis: Axis, make: Callable[[Tensor, int, str], Parametrization]
+) -> Parametrization:
     """The slot's excitation, of parts that ``make`` makes for weights with filters first."""
     weight = getattr(slot.module, slot.attribute).detach()
+    axes = _filter_axes(slot, axis)
+    groups = slot.module.groups if isinstance(slot.module, CONVOLUTION) else 1
+
+    def attach(weight: Tensor, name: str) -> Parametrization:
+        if isinstance(slot.module, TRANSPOSED) and axes == (1,):
+            return _Transposed(make(exchange(weight, groups), groups, name), groups)
+        if axes == (0,):
+            return make(weight, groups, name)
+        return _Moved(make(filters_first(weight, axes), groups, name), axes)
+
     if slot.attribute == "in_proj_weight":
         parts = zip("qkv", weight.chunk(3), strict=True)
-        return _QueryKeyValue(*(make(part, 1, f"{slot.name}.{name}") for name, part in parts))
-    groups = slot.module.groups if isinstance(slot.module, CONVOLUTION) else 1
-    if isinstance(slot.module, TRANSPOSED):
-        return _Transposed(make(exchange(weight, groups), groups, slot.name), groups)
-    return make(weight, groups, slot.name)
+        made = _QueryKeyValue(*(attach(part, f"{slot.name}.{name}") for name, part in parts))
+    else:
+        made = attach(weight, slot.name)
+    made.axis = axis
+    return made
 
 
 def _streams(generator: torch.Generator | None) -> Callable[[str], torch.Generator]:
@@ -199,6 +346,7 @@ def excite(
     excitation: Excitation | Iterable[Excitation],
     *,
     where: Where = None,
+    axis: Axis = None,
     shared: bool = False,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
@@ -214,8 +362,13 @@ def excite(
             itself a layer: that one). A string: a regular expression searched in the weight's
             qualified name, such as ``layer3.0.conv1.weight``; a parameter that is not of a
             convolution, linear or attention layer has to be matched in its own, last name. A type
-            or a tuple of types: such layers. A function: gets the weight's qualified name and its
-            module.
+            or a tuple of types: such layers; with nn.Linear, a warning names the matrices that are
+            of none. A function: gets the weight's qualified name and its module.
+        axis: the axis, or axes, that number the filters: of the others the first is the input
+            channels, the rest space. ``axis=1`` for a weight (in, out), ``axis=(0, 2)`` for
+            experts (E, in, out), which are E·out filters. None: as the layer has them, known of
+            convolutions and transformers' ``Conv1D``, else axis 0; a bare weight of three axes
+            has to say.
         shared: one excitation for all of them, instead of one each: its parameters count once, its
             ``state_dict`` keys repeat at every layer, and pausing it anywhere pauses it everywhere.
         generator: where the start of the attention nets comes from; torch's global stream unless
@@ -223,9 +376,10 @@ def excite(
             weight's name, so they are the same whatever else is excited.
 
     Raises:
-        TypeError: ``model``, ``excitation`` or ``where`` is of a wrong kind.
-        ValueError: nothing matches; a weight is excited already; a weight cannot be excited; or
-            the layers do not fit one shared excitation. The model is then as it was.
+        TypeError: ``model``, ``excitation``, ``where`` or ``axis`` is of a wrong kind.
+        ValueError: nothing matches; a weight is excited or parametrized already; a weight cannot
+            be excited; ``axis`` does not fit a weight; or the layers do not fit one shared
+            excitation. The model is then as it was.
     """
     excitation = chain(excitation)
     slots = select(model, where)
@@ -238,7 +392,8 @@ def excite(
 
     if shared:
         make = _one_for_all(make)
-    built = [_attach(slot, make) for slot in slots]
+    built = [_attach(slot, axis, make) for slot in slots]
+    _warn_of_left_out(model, where, slots)
     for slot, made in zip(slots, built, strict=True):
         register(slot.module, slot.attribute, made)
     return model

@@ -79,8 +79,9 @@ def _excitations(model: nn.Module) -> list[dict]:
     for slot in slots:
         excitation, core = slot.excitation.excitation, slot.excitation.cores[0]
         shared = uses[core] > 1
-        row = {"excitation": to_json(excitation), "shared": shared, "weights": []}
-        found.setdefault(core if shared else excitation, row)["weights"].append(slot.name)
+        axis = slot.excitation.axis
+        row = {"excitation": to_json(excitation), "shared": shared, "axis": axis, "weights": []}
+        found.setdefault(core if shared else (excitation, axis), row)["weights"].append(slot.name)
     return list(found.values())
 
 
@@ -191,7 +192,9 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
         for row in metadata["excitations"]:
             names = set(row["weights"])
             where = lambda name, _, names=names: name in names  # noqa: E731
-            excite(model, from_json(row["excitation"]), where=where, shared=row["shared"])
+            axis = from_json(row.get("axis"))
+            excitation = from_json(row["excitation"])
+            excite(model, excitation, where=where, axis=axis, shared=row["shared"])
     state._metadata = model.state_dict()._metadata  # what it is excited by was just read
     model.load_state_dict(state, assign=True)  # in the dtype that it was saved in
     return model.eval()

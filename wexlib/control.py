@@ -95,3 +95,32 @@ def average(model: nn.Module) -> nn.Module:
         for weight in weights:
             weight.copy_(mean)
     return model
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters of ``model`` in three lists, for an optimizer that treats them differently.
+
+        groups = parameter_groups(model)
+        torch.optim.SGD([
+            {"params": groups["weights"], "weight_decay": 5e-4},
+            {"params": groups["nets"]},
+            {"params": groups["rest"]},
+        ], lr=0.1)
+
+    ``weights`` are the stored weights of the excited tensors, ``nets`` the excitations' own
+    parameters, ``rest`` all others: every parameter in one of them, once, in the model's order,
+    frozen ones too. An excited weight is no parameter of its layer, so a recipe that goes through
+    the layers and asks for ``layer.weight`` misses it: let it sort ``rest`` alone, and add the
+    other two. A plain model has the rest only.
+    """
+    check_model(model)
+    weights, nets = set(), set()
+    for slot in slots_of(model):
+        if slot.excitation:
+            weights.add(slot.tensor.original)
+            nets.update(slot.excitation.parameters())
+    groups = {"weights": [], "nets": [], "rest": []}
+    for parameter in model.parameters():
+        kind = "weights" if parameter in weights else "nets" if parameter in nets else "rest"
+        groups[kind].append(parameter)
+    return groups

@@ -32,6 +32,9 @@ class Parametrization(nn.Module):
 
     #: What it was built from.
     excitation: "Excitation"
+    #: The axes of the layer's tensor that number the filters, and as ``excite`` was given them.
+    axes: tuple[int, ...] = (0,)
+    axis: int | tuple[int, ...] | None = None
     #: The nets that ``average`` makes equal in all layers.
     averaged: tuple[str, ...] = ()
     #: Whether it excites several tensors.
@@ -51,7 +54,8 @@ class Parametrization(nn.Module):
     @property
     def configuration(self) -> str:
         """What a ``state_dict`` of it belongs to."""
-        return spell(self.excitation) + (", shared" if self.cores[0].shared else "")
+        axes = "" if self.axes == (0,) else f", axis={self.axes}"
+        return f"{spell(self.excitation)}{axes}{', shared' if self.cores[0].shared else ''}"
 
     @property
     def cores(self) -> "tuple[Parametrization, ...]":
@@ -318,6 +322,8 @@ def exchange(weight: Tensor, groups: int) -> Tensor:
 class _Transposed(Parametrization):
     """An excitation of a transposed convolution's weight."""
 
+    axes = (1,)
+
     def __init__(self, filters: Parametrization, groups: int):
         super().__init__()
         self.filters, self.groups, self.excitation = filters, groups, filters.excitation
@@ -331,16 +337,43 @@ class _Transposed(Parametrization):
         return DeferredWeight(exchange(filters, self.groups))
 
 
+def filters_first(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """``axes``, which number the filters, as one axis 0, then the others."""
+    return weight.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1)
+
+
+class _Moved(Parametrization):
+    """An excitation of a weight whose filters are not on axis 0, or on several axes."""
+
+    def __init__(self, filters: Parametrization, axes: tuple[int, ...]):
+        super().__init__()
+        self.filters, self.axes, self.excitation = filters, axes, filters.excitation
+
+    @property
+    def cores(self):
+        return (self.filters,)
+
+    def compute(self, x: DeferredWeight) -> DeferredWeight:
+        weight = x.dense()
+        filters = self.filters(filters_first(weight, self.axes))
+        filters = filters.unflatten(0, [weight.shape[i] for i in self.axes])
+        moved = filters.movedim(tuple(range(len(self.axes))), self.axes)
+        # In the weight's own memory format.
+        same = moved.stride() == weight.stride()
+        return DeferredWeight(moved if same else torch.empty_like(weight).copy_(moved))
+
+
 class _QueryKeyValue(Parametrization):
     """Excitations of ``in_proj_weight``: q, k and v are stacked on axis 0, each has its own."""
 
     def __init__(self, q: Parametrization, k: Parametrization, v: Parametrization):
         super().__init__()
-        self.q, self.k, self.v, self.excitation = q, k, v, q.excitation
+        self.q, self.k, self.v = q, k, v
+        self.excitation, self.axes = q.excitation, q.axes
 
     @property
     def cores(self):
-        return self.q, self.k, self.v
+        return self.q.cores + self.k.cores + self.v.cores
 
     def compute(self, x: DeferredWeight) -> DeferredWeight:
         parts = zip((self.q, self.k, self.v), x.dense().chunk(3), strict=True)

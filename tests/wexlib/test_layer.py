@@ -81,6 +81,15 @@ def test_a_shared_net_is_not_loaded_from_several():
         pair(True).load_state_dict(pair(False).state_dict())
 
 
+def test_filters_on_another_axis_are_another_configuration():
+    def linear(axis=None):
+        return excite(nn.Sequential(nn.Linear(8, 8)), SE_WS, where="0", axis=axis)
+
+    linear().load_state_dict(linear(0).state_dict())
+    with pytest.raises(RuntimeError, match=r"axis=\(1,\)"):
+        linear().load_state_dict(linear(1).state_dict(), strict=False)
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [(SE(), SE(gate="tanh")), (CBAM(), CBAM(order="reversed"))]
 )
