@@ -23,9 +23,9 @@ from benchmarks import naive
 from benchmarks.counting import Held, Traffic
 from benchmarks.measure import bandwidth, compared, interleaved, quartiles
 from wexlib import CBAM, SE, Location, Magnitude, Standardize, models
-from wexlib.attach import excited
 from wexlib.parametrization import chain
 from wexlib.related import DynamicConv2d, ODConv2d, replace
+from wexlib.where import excited
 
 NOVEL = Location(CBAM(activation="leaky_relu"), skips=True)
 #: What is excited how: wexlib's excitation, and the naive layer.

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wexlib import models as library
-from wexlib.attach import excite, slots_of
+from wexlib.attach import excite
 from wexlib.attention import BAM, CBAM, SE, FeatureAttention, Triplet
 from wexlib.excitation import Global, Location, Standardize
 from wexlib.magnitude import Magnitude
 from wexlib.names import choose
 from wexlib.parametrization import Chain
+from wexlib.where import slots_of
 
 #: The key in the file's metadata of a text: a SHA-256, a blank, and the JSON that it is of. It is
 #: one key, as safetensors writes several in an order of chance, and equal models are equal files.

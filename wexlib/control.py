@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from wexlib.attach import Where, check_model, excited, slots_of
 from wexlib.layer import LENT
 from wexlib.parametrization import Switched
+from wexlib.where import Where, check_model, excited, slots_of
 
 
 def resume(model: nn.Module, *, strength: float = 1.0, where: Where = None) -> nn.Module:

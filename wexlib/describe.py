@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wexlib.attach import Slot, excited
 from wexlib.ops.deferred import DeferredWeight
 from wexlib.parametrization import Gated, Parametrization, spatial
+from wexlib.where import Slot, excited
 
 
 class Description(list):

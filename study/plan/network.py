@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from wexlib import models
-from wexlib.attach import excite, select
+from wexlib.attach import excite
 from wexlib.attention import ATTENTIONS, SE
 from wexlib.excitation import Global, Location, Standardize
 from wexlib.magnitude import Magnitude
 from wexlib.parametrization import Excitation
+from wexlib.where import select
 
 ATTENTION_KEYS = ("activation", "gate", "reduction", "order")
 #: What the attention nets of a stacked excitation are excited by themselves.

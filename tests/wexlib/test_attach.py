@@ -27,9 +27,9 @@ from wexlib import (
     remove,
     resume,
 )
-from wexlib.attach import excited
 from wexlib.control import average
 from wexlib.models import build
+from wexlib.where import excited
 
 
 @pytest.fixture(autouse=True)

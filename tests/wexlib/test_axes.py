@@ -29,7 +29,7 @@ from wexlib import (
     save,
 )
 from wexlib import models as library
-from wexlib.attach import excited
+from wexlib.where import excited
 
 
 @pytest.fixture(autouse=True)

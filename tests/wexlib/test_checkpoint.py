@@ -22,9 +22,9 @@ from wexlib import (
     save,
 )
 from wexlib import models as library
-from wexlib.attach import excited
 from wexlib.checkpoint import from_json, to_json
 from wexlib.parametrization import chain
+from wexlib.where import excited
 
 RESNET = {"model": "resnet18", "classes": 10, "options": {"width": 4}}
 EXCITATIONS = [

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from wexlib import SE, Global, Location, Magnitude, excite, fold, pause, precompute, resume
-from wexlib.attach import excited
 from wexlib.layer import LENT
+from wexlib.where import excited
 
 
 @pytest.fixture(autouse=True)

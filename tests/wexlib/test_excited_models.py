@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from wexlib import excite, fold, pause, precompute, resume
-from wexlib.attach import excited
+from wexlib.where import excited
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from wexlib import (
     precompute,
     save,
 )
-from wexlib.attach import excited
+from wexlib.where import excited
 
 
 @pytest.fixture(autouse=True)

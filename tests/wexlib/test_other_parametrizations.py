@@ -16,7 +16,7 @@ from torch.nn.utils import (
 )
 
 from wexlib import SE, Location, Magnitude, excite
-from wexlib.attach import slots_of
+from wexlib.where import slots_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 

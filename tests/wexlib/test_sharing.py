@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from wexlib import CBAM, Location, Standardize, describe, excite, pause
-from wexlib.attach import excited
 from wexlib.control import average
 from wexlib.excitation import Global
+from wexlib.where import excited
 
 
 @pytest.fixture(autouse=True)
