@@ -43,6 +43,13 @@ class Parametrization(nn.Module):
         excited = excited if excited.shape == weight.shape else excited.view_as(weight)
         return excited.to(weight.dtype)
 
+    def __prepare_scriptable__(self):
+        # torch.jit.script asks every module for it, before it compiles any.
+        raise RuntimeError(
+            "torch.jit.script cannot compile an excitation: fold the model first, or use "
+            "torch.jit.trace or torch.export"
+        )
+
     @property
     def cores(self) -> "tuple[Parametrization, ...]":
         """What ``excitation`` built: itself, or what it brings a layer's order of axes to."""
