@@ -112,6 +112,26 @@ def check_model(model: nn.Module) -> None:
         raise TypeError(f"model is {type(model).__name__}: expected a torch module")
 
 
+def check_whole(model: nn.Module, instead: str) -> None:
+    """Raises ValueError, which says what to do ``instead``, if ``model`` is sharded."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
+    for name, module in model.named_modules():
+        # Between its forward and its backward pass its parameters may be whole.
+        if isinstance(module, FSDPModule | FullyShardedDataParallel):
+            sharded.append(name or type(module).__name__)
+    if sharded:
+        raise ValueError(f"{sharded[0]} is sharded over processes: {instead}")
+
+
+#: What to do with a sharded model where a whole one is needed.
+GATHER = "gather the full state_dict into an excited model that is not sharded, and {} that one"
+
+
 def select(model: nn.Module, where: Where) -> list[Slot]:
     check_model(model)
     matches = matcher(model, where)
@@ -221,6 +241,7 @@ def excite(
     """
     excitation = chain(excitation)
     slots = select(model, where)
+    check_whole(model, "excite the model before it is sharded")
     for slot in slots:
         _check_slot(slot)
     own = _streams(generator)
@@ -267,6 +288,8 @@ def fold(model: nn.Module) -> nn.Module:
     """
     check_model(model)
     slots = [slot for slot in slots_of(model) if slot.excitation]
+    if slots:
+        check_whole(model, GATHER.format("fold"))
     # All first: a shared tensor must not be seen half folded.
     values = [getattr(slot.module, slot.attribute) for slot in slots]
     folded: dict[nn.Parameter, Tensor] = {}
@@ -325,6 +348,7 @@ def attend(
     ]
     if not found:
         raise ValueError(f"where={where!r} matches no module of {type(model).__name__}")
+    check_whole(model, "put attention on the model before it is sharded")
     own = _streams(generator)
     built = []
     for name, module in found:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wexlib import models as library
-from wexlib.attach import excite, slots_of
+from wexlib.attach import GATHER, check_whole, excite, slots_of
 from wexlib.attention import BAM, CBAM, SE, Triplet
 from wexlib.excitation import Global, Location, Standardize
 from wexlib.magnitude import Magnitude
@@ -121,6 +121,8 @@ def save(
         ValueError: the models are excited by different excitations.
     """
     models = {0: models} if isinstance(models, nn.Module) else dict(models)
+    for one in models.values():
+        check_whole(one, GATHER.format("save"))
     states = {
         seed: {key: t.detach().cpu().contiguous().clone() for key, t in one.state_dict().items()}
         for seed, one in models.items()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from wexlib.attach import Where, check_model, excited
+from wexlib.attach import Where, check_model, check_whole, excited
 from wexlib.parametrization import Parametrization, Switched
 
 
@@ -64,6 +64,8 @@ def precompute(model: nn.Module) -> Iterator[None]:
     It is ``torch.nn.utils.parametrize.cached()`` with a look at every excited weight; a model that
     has none is let through.
     """
+    if any(isinstance(part, Parametrization) for part in model.modules()):
+        check_whole(model, "leave out precompute, as each layer is gathered when it is its turn")
     with parametrize.cached():
         before = set(parametrize._cache)
         try:
