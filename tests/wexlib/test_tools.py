@@ -25,7 +25,6 @@ from wexlib import (
     Standardize,
     Triplet,
     attend,
-    average,
     describe,
     excite,
     fold,
@@ -57,22 +56,18 @@ ATTENTIONS = {"se": SE(), "cbam": CBAM(), "bam": BAM(), "triplet": Triplet()}
 kinds = pytest.mark.parametrize("excitation", EXCITATIONS.values(), ids=EXCITATIONS)
 attentions = pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS)
 #: Of torch itself.
-old = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{warning}")
+    for warning in (
+        ".*torch.jit:FutureWarning",
+        ".*torch.jit:DeprecationWarning",
+        ".*is deprecated:FutureWarning",
+        ".*is deprecated:DeprecationWarning",
+        ".*legacy TorchScript-based ONNX export:DeprecationWarning",
+        "torch.quantize_per_tensor:UserWarning",
+        ":torch.jit.TracerWarning",
+    )
 ]
-
-
-def marked(*marks):
-    def mark(function):
-        for one in marks:
-            function = one(function)
-        return function
-
-    return mark
 
 
 class Block(nn.Module):
@@ -97,8 +92,11 @@ def attended(attention) -> nn.Module:
     return attend(network(), attention, where="^1$").eval()
 
 
+IMAGES = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
 def images() -> torch.Tensor:
-    return torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    return IMAGES.clone()
 
 
 def close(found, expected) -> None:
@@ -108,7 +106,6 @@ def close(found, expected) -> None:
 # --- TorchScript ----------------------------------------------------------------------------------
 
 
-@marked(*old)
 @pytest.mark.parametrize("where", [None, nn.Linear, "0.weight"], ids=["all", "linear", "one"])
 @kinds
 def test_script_of_an_excited_model_says_fold(excitation, where):
@@ -119,14 +116,12 @@ def test_script_of_an_excited_model_says_fold(excitation, where):
     assert torch.equal(torch.jit.script(folded)(images()), folded(images()))
 
 
-@marked(*old)
 @attentions
 def test_script_of_an_attended_model_says_trace(attention):
     with pytest.raises(RuntimeError, match="cannot compile attention .*: use torch.jit.trace"):
         torch.jit.script(attended(attention))
 
 
-@marked(*old)
 @kinds
 def test_a_trace_passes_torchs_own_check(excitation):
     """Which traces again without gradients, and compares the graphs."""
@@ -135,14 +130,12 @@ def test_a_trace_passes_torchs_own_check(excitation):
     close(traced(images()), model(images()))
 
 
-@marked(*old)
 @attentions
 def test_a_trace_of_an_attended_model_passes_torchs_own_check(attention):
     model = attended(attention)
     close(torch.jit.trace(model, images(), check_trace=True)(images()), model(images()))
 
 
-@marked(*old)
 @pytest.mark.parametrize("excitation", [Location(CBAM()), Magnitude()], ids=["cbam", "artanh"])
 def test_a_trace_without_gradients_has_the_gradient_of_equal_maxima(excitation):
     model = excited(excitation)
@@ -232,10 +225,8 @@ def run_onnx(file: io.BytesIO) -> torch.Tensor:
     return torch.from_numpy(evaluator.run(None, {evaluator.input_names[0]: images().numpy()})[0])
 
 
-@marked(*old)
 @kinds
 def test_onnx_export_that_traces_holds_the_excited_weights(excitation):
-    """No file is needed to see it fail: artanh is an operator that it has not."""
     onnx = pytest.importorskip("onnx")
     model, file = excited(excitation), io.BytesIO()
     torch.onnx.export(model, (images(),), file, dynamo=False)
@@ -245,7 +236,6 @@ def test_onnx_export_that_traces_holds_the_excited_weights(excitation):
     torch.jit.trace(model, images())  # tracing goes on as before
 
 
-@marked(*old)
 @attentions
 def test_onnx_export_that_traces_of_an_attended_model(attention):
     pytest.importorskip("onnx")
@@ -254,7 +244,6 @@ def test_onnx_export_that_traces_of_an_attended_model(attention):
     close(run_onnx(file), model(images()))
 
 
-@marked(*old)
 @pytest.mark.parametrize("kind", ["se", "artanh", "chain", "attended"])
 def test_onnx_export(kind):
     pytest.importorskip("onnxscript")
@@ -267,7 +256,6 @@ def test_onnx_export(kind):
 # --- Quantization ---------------------------------------------------------------------------------
 
 
-@marked(*old)
 @pytest.mark.parametrize("where", [None, nn.Linear], ids=["convolutions", "linear"])
 @kinds
 def test_quantization_says_fold(excitation, where):
@@ -363,10 +351,6 @@ def sharded(model: nn.Module, mesh) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def whole(x):
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
 @pytest.mark.parametrize("seen", [False, True], ids=["fresh", "after a forward pass"])
 @pytest.mark.parametrize(
     "call, says",
@@ -400,12 +384,13 @@ def test_a_sharded_plain_model_is_let_through(mesh):
 def test_a_sharded_model_is_looked_at_and_paused(mesh, excitation):
     plain = excited(excitation)
     model = sharded(copy.deepcopy(plain), mesh)
-    for row, expected in zip(describe(model), describe(plain), strict=True):
-        assert row == pytest.approx(expected, rel=1e-5)
-    found = inspect(model[0])
-    for name, expected in inspect(plain[0]).items():
+    assert describe(model) == describe(plain)
+    found, expected = inspect(model[0]), inspect(plain[0])
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
         if name != "gates":
-            close(whole(found[name]), expected)
+            assert type(found[name]) is torch.Tensor and torch.equal(found[name], value)
+    assert all(map(torch.equal, found.get("gates", ()), expected.get("gates", ())))
     for change in (pause, lambda m: resume(m, strength=0.5)):
         assert torch.equal(change(model)(images()), change(plain)(images()))
 
@@ -453,7 +438,7 @@ def test_two_processes_train_as_one(tmp_path):
             chain = [Standardize(), Location(CBAM(), skips=True), Magnitude()]
             for excitation in (chain, Location(SE()), Global()):
                 torch.manual_seed(0)
-                plain = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3, groups=1))
+                plain = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3))
                 excite(plain, excitation)
                 model = copy.deepcopy(plain)
                 for layer in model:
@@ -461,7 +446,6 @@ def test_two_processes_train_as_one(tmp_path):
                         fully_shard(layer, mesh=mesh)
                 train(fully_shard(model, mesh=mesh)), train(plain)
                 for a, b in zip(model.parameters(), plain.parameters(), strict=True):
-                    assert a.to_local().numel() < b.numel() or b.numel() == 1 or rank or True
                     torch.testing.assert_close(a.full_tensor(), b.detach())
             dist.destroy_process_group()
             """
