@@ -43,11 +43,13 @@ from wexlib.parametrization import (
 )
 from wexlib.where import (
     CONVOLUTION,
+    GATHER,
     TRANSPOSED,
     Slot,
     Where,
     bare_matrix,
     check_model,
+    check_whole,
     excited,
     hooked,
     is_conv1d,
@@ -219,6 +221,7 @@ def excite(
     """
     excitation = chain(excitation)
     slots = select(model, where)
+    check_whole(model, "excite the model before it is sharded")
     for slot in slots:
         _check_slot(slot)
     own = _streams(generator)
@@ -279,6 +282,8 @@ def fold(model: nn.Module, *, where: Where = None) -> nn.Module:
     check_model(model)
     slots = [slot for slot in slots_of(model) if slot.excitation]
     slots = slots if where is None else excited(model, where)
+    if slots:
+        check_whole(model, GATHER.format("fold"))
     # All first: a shared tensor must not be seen half folded.
     values = [slot.tensor() for slot in slots]
     held = _held(model, [slot.tensor for slot in slots])
@@ -332,7 +337,9 @@ def remove(model: nn.Module, *, where: Where = None) -> nn.Module:
     Raises:
         ValueError: nothing excited is selected.
     """
-    for slot in excited(model, where):
+    slots = excited(model, where)
+    check_whole(model, GATHER.format("remove them from"))
+    for slot in slots:
         parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)
     return model
 
@@ -380,6 +387,7 @@ def attend(
     ]
     if not found:
         raise ValueError(f"where={where!r} matches no module of {type(model).__name__}")
+    check_whole(model, "put attention on the model before it is sharded")
     own = _streams(generator)
     built = []
     for name, module in found:

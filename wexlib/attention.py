@@ -345,7 +345,19 @@ class FeatureAttention(nn.Module):
             self.add_module(name, net)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(
+            x, torch.fx.Proxy
+        ):  # recorded by torch.fx: one call, as of torch's own layers
+            name = x.tracer.path_of_module(self)
+            return x.tracer.create_proxy("call_module", name, (x,), {})
         return x * self.attention.multiplier(self, x)
+
+    def __prepare_scriptable__(self):
+        # torch.jit.script asks every module for it, before it compiles any.
+        raise RuntimeError(
+            "torch.jit.script cannot compile attention on feature maps: use torch.jit.trace or "
+            "torch.export"
+        )
 
     def extra_repr(self) -> str:
         return repr(self.attention)

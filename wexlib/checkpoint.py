@@ -19,7 +19,7 @@ from wexlib.excitation import Global, Location, Standardize
 from wexlib.magnitude import Magnitude
 from wexlib.names import choose
 from wexlib.parametrization import Chain
-from wexlib.where import slots_of
+from wexlib.where import GATHER, check_whole, slots_of
 
 #: The key in the file's metadata of a text: a SHA-256, a blank, and the JSON that it is of. It is
 #: one key, as safetensors writes several in an order of chance, and equal models are equal files.
@@ -129,6 +129,8 @@ def save(
             "a model with attention on feature maps cannot be rebuilt from its file: save its "
             "state_dict by torch.save"
         )
+    for one in models.values():
+        check_whole(one, GATHER.format("save"))
     states = {
         seed: {key: t.detach().cpu().contiguous().clone() for key, t in one.state_dict().items()}
         for seed, one in models.items()

@@ -8,7 +8,7 @@ from torch import nn
 
 from wexlib.layer import LENT
 from wexlib.parametrization import Switched
-from wexlib.where import Where, check_model, excited, slots_of
+from wexlib.where import Where, check_model, check_whole, excited, slots_of
 
 
 def resume(model: nn.Module, *, strength: float = 1.0, where: Where = None) -> nn.Module:
@@ -63,6 +63,8 @@ def precompute(model: nn.Module) -> Iterator[None]:
     compute their own, as they would without it. A model that has no excited weight is let through.
     """
     tensors = [slot.tensor for slot in slots_of(model) if slot.excitation]
+    if tensors:
+        check_whole(model, "leave out precompute, as each layer is gathered when it is its turn")
     before = {tensor: LENT.tensors[tensor] for tensor in tensors if tensor in LENT.tensors}
     try:
         LENT.tensors.update({tensor: tensor() for tensor in tensors})

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from wexlib.ops.deferred import DeferredWeight
 from wexlib.parametrization import Gated, Parametrization, spatial
@@ -39,6 +40,13 @@ class Description(list):
         return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def _computed(slot: Slot) -> Tensor:
+    """The excited weight, anew; a sharded layer is gathered, so all processes have to ask."""
+    chained = slot.module.parametrizations[slot.attribute]
+    shards = [(name, p) for name, p in chained.named_parameters() if hasattr(p, "full_tensor")]
+    return functional_call(chained, {name: p.full_tensor() for name, p in shards}, ())
+
+
 def _watch(slot: Slot, look: Callable[[Parametrization, Tensor], None]) -> None:
     """Let ``look`` see each part with the weight (N, C, *space) that it gets; what is computed then
     may differ in its last bits, as it was looked at earlier."""
@@ -54,7 +62,7 @@ def _watch(slot: Slot, look: Callable[[Parametrization, Tensor], None]) -> None:
         if isinstance(part, Parametrization) and "parametrizations" not in name
     ]
     try:
-        slot.module.parametrizations[slot.attribute]()  # anew, within precompute too
+        _computed(slot)
     finally:
         for one in hooks:
             one.remove()
@@ -135,7 +143,8 @@ def inspect(layer: nn.Module) -> dict[str, Tensor | tuple[Tensor, ...]]:
             f"such as that of {slots[0].name}"
         )
     (slot,) = slots
-    tensors = {"stored": slot.module.parametrizations[slot.attribute].original.detach()}
+    stored = slot.module.parametrizations[slot.attribute].original.detach()
+    tensors = {"stored": stored.full_tensor() if hasattr(stored, "full_tensor") else stored}
 
     def look(part: Parametrization, x: Tensor) -> None:
         for key, value in part.shown(x).items():
@@ -143,4 +152,4 @@ def inspect(layer: nn.Module) -> dict[str, Tensor | tuple[Tensor, ...]]:
             tensors[key + (str(count + 1) if count else "")] = value
 
     _watch(slot, look)
-    return tensors | {"excited": getattr(slot.module, slot.attribute)}
+    return tensors | {"excited": _computed(slot)}

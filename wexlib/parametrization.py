@@ -43,6 +43,8 @@ class Parametrization(nn.Module):
     def forward(self, weight: Tensor | DeferredWeight) -> Tensor | DeferredWeight:
         if isinstance(weight, DeferredWeight):
             return self.compute(weight)
+        if torch._C._is_tracing() and torch.onnx.is_in_onnx_export():
+            return self._untraced(weight)
         kind = weight.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if autocast else nullcontext():
@@ -50,6 +52,30 @@ class Parametrization(nn.Module):
             excited = self.compute(DeferredWeight(spatial(wide))).dense()
         excited = excited if excited.shape == weight.shape else excited.view_as(weight)
         return excited.to(weight.dtype)
+
+    @torch.no_grad()
+    def _untraced(self, weight: Tensor) -> Tensor:
+        """The excited weight, a constant of the file: ONNX export that traces (``dynamo=False``)
+        has no artanh, and nothing of a weight is to be computed where the file is used."""
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)
+        try:
+            return self(weight)
+        finally:
+            torch._C._set_tracing_state(state)
+
+    def __prepare_scriptable__(self):
+        # torch.jit.script asks every module for it, before it compiles any.
+        raise RuntimeError(
+            "torch.jit.script cannot compile an excitation: fold the model first, or use "
+            "torch.jit.trace or torch.export"
+        )
+
+    def _set_qconfig(self, qconfig: object) -> None:
+        # torch.ao.quantization gives every module one, and would go on to quantize the nets.
+        raise RuntimeError("an excited model cannot be quantized: fold it first")
+
+    qconfig = property(None, _set_qconfig)
 
     @property
     def configuration(self) -> str:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -130,6 +131,26 @@ def matcher(model: nn.Module, where: Where) -> Callable[[Slot], bool]:
 def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}: expected a torch module")
+
+
+def check_whole(model: nn.Module, instead: str) -> None:
+    """Raises ValueError, which says what to do ``instead``, if ``model`` is sharded."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
+    for name, module in model.named_modules():
+        # Between its forward and its backward pass its parameters may be whole.
+        if isinstance(module, FSDPModule | FullyShardedDataParallel):
+            sharded.append(name or type(module).__name__)
+    if sharded:
+        raise ValueError(f"{sharded[0]} is sharded over processes: {instead}")
+
+
+#: What to do with a sharded model where a whole one is needed.
+GATHER = "gather the full state_dict into an excited model that is not sharded, and {} that one"
 
 
 def select(model: nn.Module, where: Where) -> list[Slot]:

@@ -19,7 +19,8 @@ def like(gate: Tensor, x) -> Tensor:
 
 def maximum(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
     """The maximum over an axis; of equal ones the first gets the gradient."""
-    if x.requires_grad and torch.is_grad_enabled():
+    # A trace is checked without gradients, and has to be the same then.
+    if torch._C._is_tracing() or (x.requires_grad and torch.is_grad_enabled()):
         return x.max(axis, keepdim).values
     return x.amax(axis, keepdim)  # on a CPU the faster one, but for its gradient
 

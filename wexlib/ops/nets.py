@@ -61,7 +61,7 @@ def _by_torch(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _ours(net: nn.Module, x: Tensor) -> bool:
-    """Whether ``net`` is a plain, biased convolution of padding "same", and x on a CPU.
+    """Whether ``net`` is a plain, biased convolution of padding "same", and x plain, on a CPU.
 
     Torch's convolution takes two to ten times as long there, most of it to prepare.
     """
@@ -72,6 +72,7 @@ def _ours(net: nn.Module, x: Tensor) -> bool:
         and net.groups == 1
         and net.bias is not None
         and x.device.type == "cpu"
+        and type(x) in (Tensor, nn.Parameter)
         and not recorded()
     )
 
