@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from wexlib.layer import LENT
+from wexlib.layer import LENT, tensors_of
 from wexlib.parametrization import Switched
-from wexlib.where import Where, check_model, check_whole, excited, slots_of
+from wexlib.where import Where, check_model, check_whole, excited
 
 
 def resume(model: nn.Module, *, strength: float = 1.0, where: Where = None) -> nn.Module:
@@ -62,7 +62,7 @@ def precompute(model: nn.Module) -> Iterator[None]:
     the replicas of ``nn.DataParallel``, a compiled model, and layers under activation checkpointing
     compute their own, as they would without it. A model that has no excited weight is let through.
     """
-    tensors = [slot.tensor for slot in slots_of(model) if slot.excitation]
+    tensors = list(tensors_of(model))
     if tensors:
         check_whole(model, "leave out precompute, as each layer is gathered when it is its turn")
     before = {tensor: LENT.tensors[tensor] for tensor in tensors if tensor in LENT.tensors}
@@ -117,10 +117,9 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """
     check_model(model)
     weights, nets = set(), set()
-    for slot in slots_of(model):
-        if slot.excitation:
-            weights.add(slot.tensor.original)
-            nets.update(slot.excitation.parameters())
+    for tensor in tensors_of(model):
+        weights.add(tensor.original)
+        nets.update(tensor[0].parameters())
     groups = {"weights": [], "nets": [], "rest": []}
     for parameter in model.parameters():
         kind = "weights" if parameter in weights else "nets" if parameter in nets else "rest"

@@ -82,6 +82,16 @@ def excited_tensors(module: nn.Module) -> dict[str, ExcitedTensor]:
     return {name: tensor for name, tensor in every if isinstance(tensor, ExcitedTensor)}
 
 
+def tensors_of(model: nn.Module) -> Iterator[ExcitedTensor]:
+    """Every excited tensor of a model, but those of an excitation's own nets."""
+    inside = set()
+    for module in model.modules():
+        if isinstance(module, ExcitedTensor):
+            inside.update(module.modules())
+        elif module not in inside:
+            yield from excited_tensors(module).values()
+
+
 def _outermost(module: nn.Module, prefix: str) -> dict[str, ExcitedTensor]:
     """Those but a net's of an excitation, whose configuration says what excites its nets."""
     return {} if "parametrizations." in prefix else excited_tensors(module)
