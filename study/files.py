@@ -1,7 +1,9 @@
 """Where the project is, and files that are never half-written."""
 
+import hashlib
 import json
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,18 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear(path: Path) -> None:
+    """Remove what writers of ``path`` left beside it when they were killed; none may be at work."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def digest(value: dict, contents: bytes = b"") -> str:
+    """SHA-256 of a dictionary as JSON, without its own entry ``digest``, and of ``contents``."""
+    rest = {key: part for key, part in value.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + contents).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -50,7 +50,17 @@ def test_a_run_without_its_data_is_a_result_that_says_so(home, executed, capsys)
     assert cli.main(["run", "cpu/a"]) == 0
     assert executed == [] and "cpu/a is not run: it needs ImageNet" in capsys.readouterr().out
     result = json.loads((home / "results" / "cpu" / "a.json").read_text())
+    assert result.pop("digest")
     assert result == {"run": "a", "scale": "cpu", "not_run": "needs ImageNet"}
+
+
+def test_what_a_killed_run_left_is_cleared_before_it_goes_on(home, executed):
+    left = [home / "results/demo/curves/.a.csv.12345678", home / "models/demo/.a.safetensors.1"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert cli.main(["run", "demo/a"]) == 0
+    assert not any(path.exists() for path in left)
 
 
 def test_compare_says_what_is_equal_or_that_nothing_is_recorded(home, capsys):
