@@ -8,6 +8,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import sys
 
 from study.files import PLAYGROUND, clear, root, write_json
@@ -130,6 +131,12 @@ def _this_environment() -> None:
     )
 
 
+def _full(error: Exception) -> bool:
+    """Whether the disk is: what then fails in DVC or papermill says it in its own way, or not."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or shutil.disk_usage(".").free < 1 << 20
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m study.cli", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -163,8 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: the same command goes on from the last finished epoch", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        print(f"error: {FULL if full else error}", file=sys.stderr)
+        print(f"error: {FULL if _full(error) else error}", file=sys.stderr)
         return 1
     return 0
 
