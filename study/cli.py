@@ -8,9 +8,10 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import sys
 
-from study.files import root, write_json
+from study.files import PLAYGROUND, clear, root, write_json
 from study.notebook import FULL, execute
 
 
@@ -21,6 +22,7 @@ def plan(scale: str | None) -> None:
 
     home = root()
     if scale is None:
+        clear(home / PLAYGROUND / "plan.json")
         made = config.write_playground(home, DATASETS)
         print(f"the playground is planned at scale {made['scale']}")
         return
@@ -40,6 +42,7 @@ def data(scale: str, role: str) -> None:
     file = root() / "scales" / scale / "plan" / "data" / f"{role}.json"
     spec = json.loads(file.read_text(encoding="utf-8"))
     folder = root() / "data" / scale / role
+    clear(folder)
     if "missing" in spec:
         write_json(folder / "meta.json", {"missing": spec["missing"]})
         print(f"{role} at scale {scale}: {spec['missing']}")
@@ -52,9 +55,13 @@ def run(name: str) -> None:
     """Train ``<scale>/<run>``, or ``playground``, in ``notebooks/train.ipynb``."""
     from study.plan import REAL
     from study.train.pinned import ENVIRONMENT
-    from study.train.record import read_plan, write_not_run
+    from study.train.record import Files, read_plan, state_file, write_not_run
 
     plan = read_plan(name)
+    states = (state_file(plan, seed) for seed in plan.get("seeds", []))
+    files = Files.of(plan)
+    for path in (*vars(files).values(), files.result.with_name("metrics.json"), *states):
+        clear(path)
     if "missing" in plan["data"]:
         write_not_run(plan)
         print(f"{name} is not run: it {plan['data']['missing']}")
@@ -69,6 +76,7 @@ def tables(scale: str) -> None:
     """Write the tables of a scale and their summary."""
     from study.results.tables import write_summary, write_tables
 
+    clear(root() / "results" / scale / "summary.json")
     print(f"tables {', '.join(write_tables(scale))}")
     write_summary(scale)
 
@@ -123,6 +131,12 @@ def _this_environment() -> None:
     )
 
 
+def _full(error: Exception) -> bool:
+    """Whether the disk is: what then fails in DVC or papermill says it in its own way, or not."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or shutil.disk_usage(".").free < 1 << 20
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m study.cli", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -156,8 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: the same command goes on from the last finished epoch", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        print(f"error: {FULL if full else error}", file=sys.stderr)
+        print(f"error: {FULL if _full(error) else error}", file=sys.stderr)
         return 1
     return 0
 

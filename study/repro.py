@@ -1,5 +1,6 @@
 """``make``: ``dvc repro`` of a scale, with as many stages at a time as there are cores or GPUs."""
 
+import fcntl
 import json
 import os
 import re
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from study.files import root
+from study.files import clear, root
 from study.notebook import Watch
 
 RESTORE = "git restore results dvc.lock scales && dvc checkout --allow-missing"
@@ -19,15 +22,46 @@ RESTORE = "git restore results dvc.lock scales && dvc checkout --allow-missing"
 def make(scale: str | None, jobs: int | None, only: str | None) -> None:
     """Reproduce a scale, by default that of ``params.yaml``, several stages at a time.
 
+    Where another one is at work, or what it started and was killed over, this one waits for it.
+
     Args:
         scale: its name.
         jobs: how many at a time.
         only: ``evidence``, those runs and what is written of them; ``reports``, tables, chapters
             and book of the results that are there.
     """
+    home = root()
+    with _alone(home):
+        _make(home, scale, jobs, only)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Hold the lock of the folder's ``make``, and clear away what a killed one left."""
+    file = home / "build" / "make.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)  # shares outlive a killed make: they hold it too
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another make is at work in this folder: waiting for its end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        for path in (home / "dvc.lock", *home.glob("scales/*/dvc.lock")):
+            clear(path)
+        rwlock = home / ".dvc" / "tmp" / "rwlock"
+        try:
+            rwlock.is_file() and json.loads(rwlock.read_text(encoding="utf-8"))
+        except ValueError:
+            rwlock.unlink()  # DVC writes it in place, and would stop at half of one
+        yield
+
+
+def _make(home: Path, scale: str | None, jobs: int | None, only: str | None) -> None:
     from study.plan import config
 
-    home = root()
     own = config.read(home)["scale"]
     scale = config.choose(scale or own, config.SCALES, "scale")
     began, target = time.monotonic(), f"scales/{scale}/dvc.yaml"
@@ -49,8 +83,8 @@ def make(scale: str | None, jobs: int | None, only: str | None) -> None:
         _call(home, "--single-item", f"{target}:book")
     else:
         settings = config.read(home, scale)
-        runs, known = settings["runs"], settings["scales"][scale]["data"]
-        roles = [role for role in runs if role in known and only in (None, role)]
+        runs, known = config.roles(settings), config.data_roles(settings, scale)
+        roles = [r for r in dict.fromkeys(runs.values()) if r in known and only in (None, r)]
         if not roles:
             raise ValueError(
                 f"no evidence at scale {scale}: take cpu or gpu, with make evidence SCALE=cpu"
@@ -61,7 +95,7 @@ def make(scale: str | None, jobs: int | None, only: str | None) -> None:
             return
         _call(home, f"{target}:plan")
         _call(home, *(f"{target}:data@{role}" for role in roles))
-        stages = [f"{target}:run-{role}@{name}" for role in roles for name in runs[role]]
+        stages = [f"{target}:run-{role}@{run}" for run, role in runs.items() if role in roles]
         _shares(home, stages, jobs, "run")
         _call(home, "--single-item", f"{target}:tables")
         _shares(home, chapters, jobs, "chapter")
@@ -80,7 +114,8 @@ def _jobs() -> int:
 
 
 def _dvc(*words: str, **options: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "dvc", *words], **options)
+    command = [sys.executable, "-m", "study.dvc", "--wait-for-lock", *words]
+    return subprocess.Popen(command, close_fds=False, **options)
 
 
 def _changed(home: Path, *targets: str) -> dict:
@@ -113,7 +148,6 @@ def _shares(home: Path, stages: list[str], jobs: int, what: str) -> None:
             with logs[i].open("w") as log:
                 processes.append(
                     _dvc(
-                        "--wait-for-lock",
                         "repro",
                         "--single-item",  # without it the shares block each other at plan
                         *stages[i::jobs],

@@ -45,6 +45,21 @@ def clone(source: Path, target: Path) -> Path:
     return target
 
 
+def small_clone(target: Path) -> Path:
+    """A clone with the working tree's files and a few runs, at the scale smoke, nothing made."""
+    folder = clone(PROJECT, target)
+    shell(
+        f"git -C {PROJECT} ls-files -z -co --exclude-standard | "
+        f"(cd {PROJECT} && xargs -0 tar c --ignore-failed-read) | tar x",
+        folder,
+    )
+    keep_a_few_runs(folder)
+    shell("sed -i 's/^scale: demo/scale: smoke/' params.yaml", folder)
+    shell("rm -f dvc.lock scales/*/dvc.lock && rm -rf playground scales/*/plan", folder)
+    shell("git add -A && git commit -q --allow-empty -m 'The working tree'", folder)
+    return folder
+
+
 def keep_a_few_runs(folder: Path) -> None:
     """Every table stays; a row whose run goes shows another, as the chapter only reads files.
 

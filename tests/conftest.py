@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from clones import PROJECT, clone, keep_a_few_runs, shell
+from clones import shell, small_clone
 
 BROWSERS = ("google-chrome", "chromium", "chromium-browser")
 
@@ -25,15 +25,6 @@ def browser():
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """A clone with the working tree's files and a few runs, its scale smoke, after `make`."""
-    folder = clone(PROJECT, tmp_path_factory.mktemp("pipeline") / "clone")
-    shell(
-        f"git -C {PROJECT} ls-files -z -co --exclude-standard | "
-        f"(cd {PROJECT} && xargs -0 tar c --ignore-failed-read) | tar x",
-        folder,
-    )
-    keep_a_few_runs(folder)
-    shell("sed -i 's/^scale: demo/scale: smoke/' params.yaml", folder)
-    shell("rm -f dvc.lock scales/*/dvc.lock && rm -rf playground scales/*/plan", folder)
-    shell("git add -A && git commit -q --allow-empty -m 'The working tree'", folder)
+    folder = small_clone(tmp_path_factory.mktemp("pipeline") / "clone")
     shell("python -m study.cli make", folder)
     return folder

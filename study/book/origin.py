@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from study.plan import EVIDENCE, REAL
+from study.results.files import read_result
 
 
 def origins(home: Path, scale: str) -> list[dict[str, str]]:
@@ -21,7 +22,7 @@ def origin(folder: Path) -> dict[str, str]:
     """
     runs, sets = [], {}
     for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_result(path)
         if "test_last" in result:
             runs.append(path.name)
             name, role = result["data"]["dataset"], result["data"]["role"]

@@ -1,6 +1,7 @@
 """Prepare a dataset: cut its splits, and write them as plain arrays that prove themselves."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from study.data.sources import DATASETS, stratified
+from study.files import digest
 from wexlib.names import choose
 
 
@@ -54,8 +56,10 @@ def prepare(
     temporary.mkdir(parents=True)
     try:
         for split, ((images, labels), index) in indices.items():
-            np.save(temporary / f"{split}_images.npy", images[index])
-            np.save(temporary / f"{split}_labels.npy", labels[index])
+            for kind, array in (("images", images[index]), ("labels", labels[index])):
+                buffer = io.BytesIO()  # NumPy does not say that a disk is full
+                np.save(buffer, array)
+                (temporary / f"{split}_{kind}.npy").write_bytes(buffer.getbuffer())
         meta = {
             "dataset": dataset,
             "about": source.about,
@@ -71,6 +75,7 @@ def prepare(
             "flip": source.flip,
             "sha256": {path.name: _sha256(path) for path in sorted(temporary.glob("*.npy"))},
         }
+        meta["digest"] = digest(meta)
         text = json.dumps(meta, indent=1, ensure_ascii=False) + "\n"
         (temporary / "meta.json").write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

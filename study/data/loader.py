@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from study.files import digest
 from wexlib.names import choose
 
 SPLITS = ("train", "validation", "test")
@@ -54,6 +55,8 @@ def load(folder: str | Path) -> Data:
     path = folder / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
+        if meta["digest"] != digest(meta):
+            raise ValueError("its digest is another")
         shape = tuple(meta["image_shape"])
         splits = {}
         for split in SPLITS:
@@ -62,8 +65,8 @@ def load(folder: str | Path) -> Data:
             for kind, dtype, rest in (("images", np.uint8, shape), ("labels", np.int64, ())):
                 path = folder / f"{split}_{kind}.npy"
                 with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                    if digest != meta["sha256"][path.name]:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                    if found != meta["sha256"][path.name]:
                         raise ValueError("its SHA-256 is not that in meta.json")
                     file.seek(0)
                     array = np.load(file, allow_pickle=False)

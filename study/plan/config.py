@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from study.files import PLAYGROUND, write_json
+from study.files import PLAYGROUND, read_yaml, write_json
 from study.plan import EVIDENCE, ROLES, SCALES
 from study.plan.code import Code, notebook_code
 from study.plan.keys import TRAIN, epochs_of, excitation, mapping, number, seeds, text, training
@@ -32,41 +32,23 @@ def read(home: Path, scale: str | None = None) -> dict:
     Raises:
         ValueError: a file is not YAML, or has an unknown key at its top.
     """
-    params = mapping(_yaml(home / "params.yaml"), "params.yaml", _PLAYGROUND_KEYS)
+    params = mapping(read_yaml(home / "params.yaml"), "params.yaml", _PLAYGROUND_KEYS)
     scale = choose(scale or params.get("scale"), SCALES, "scale")
     for name in ("recipes", "runs"):
-        params |= mapping(_yaml(home / f"{name}.yaml"), f"{name}.yaml", [name])
-    return params | {"scales": {scale: _yaml(home / "scales" / scale / "scale.yaml")}}
-
-
-def _yaml(path: Path) -> object:
-    """A file by YAML 1.2, as DVC reads it (papermill's YAML 1.1 takes 1e-3 for a text)."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: bring it back by git restore") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ValueError(f"{path.name}{line}: not valid YAML: {problem}") from None
+        params |= mapping(read_yaml(home / f"{name}.yaml"), f"{name}.yaml", [name])
+    return params | {"scales": {scale: read_yaml(home / "scales" / scale / "scale.yaml")}}
 
 
 def notebooks(home: Path, scale: str) -> dict[str, list[str]]:
     """The chapters that each stage of a scale's ``dvc.yaml`` lists, in its order."""
-    stages = _yaml(home / "scales" / scale / "dvc.yaml")["stages"]
+    stages = read_yaml(home / "scales" / scale / "dvc.yaml")["stages"]
     matrices = {name: stage.get("matrix", {}) for name, stage in stages.items()}
     return {name: matrix["notebook"] for name, matrix in matrices.items() if "notebook" in matrix}
 
 
 def data_plans(params: dict, scale: str, datasets: Iterable[str]) -> dict[str, dict]:
     """What each role is at ``scale``: ``{role: {"dataset", "train", …} or {"missing"}}``."""
-    spec = _scale(params, scale)
-    roles = mapping(spec.get("data"), f"scales.{scale}.data", (*ROLES, EVIDENCE))
-    plans = {}
+    roles, plans = data_roles(params, scale), {}
     for role in (*ROLES, EVIDENCE):
         key = f"scales.{scale}.data.{role}"
         if role == EVIDENCE and role not in roles:
@@ -89,14 +71,23 @@ def data_plans(params: dict, scale: str, datasets: Iterable[str]) -> dict[str, d
     return plans
 
 
+def data_roles(params: dict, scale: str) -> dict:
+    """What ``scale.yaml`` says of each role that it has."""
+    given = _scale(params, scale).get("data")
+    return mapping(given, f"scales.{scale}.data", (*ROLES, EVIDENCE))
+
+
 def _scale(params: dict, scale: str) -> dict:
     choose(scale, SCALES, "scale")
-    return mapping(params["scales"].get(scale), f"scales.{scale}", _SCALE_KEYS)
+    spec = mapping(params["scales"].get(scale), f"scales.{scale}", _SCALE_KEYS)
+    choose(spec.get("scale"), [scale], f"scales.{scale}.scale:")
+    return spec
 
 
 def roles(params: dict) -> dict[str, str]:
     """The dataset role of every run of ``runs.yaml``, whether or not a scale has it."""
-    return {run: role for role, runs in params["runs"].items() for run in runs}
+    by_role = mapping(params.get("runs"), "runs", (*ROLES, EVIDENCE))
+    return {run: role for role, runs in by_role.items() for run in mapping(runs, f"runs.{role}")}
 
 
 def plan_runs(params: dict, scale: str, datasets: Iterable[str]) -> dict[str, dict]:
@@ -135,7 +126,7 @@ def _plan(params: dict, scale: str, data: dict, name: str, key: str, run: object
     recipes = mapping(params.get("recipes"), "recipes")
     models = mapping(spec.get("models"), f"scales.{scale}.models")
     overrides = mapping(spec.get("recipes"), f"scales.{scale}.recipes", recipes)
-    model = text(run.get("model"), f"{dot}model")
+    model, own = text(run.get("model"), f"{dot}model"), run.get("seeds")
     recipe = choose(run.get("recipe"), recipes, f"{dot or 'train.'}recipe")
     options = mapping(models.get(model), f"scales.{scale}.models.{model}")
     train = training(
@@ -155,7 +146,7 @@ def _plan(params: dict, scale: str, data: dict, name: str, key: str, run: object
         "we": epochs_of(excitation(run.get("we"), f"{dot}we"), train["epochs"], f"{dot}we"),
         "recipe": recipe,
         "train": train,
-        "seeds": seeds(run.get("seeds") or spec.get("seeds"), f"{dot or 'train.'}seeds"),
+        "seeds": seeds(spec.get("seeds") if own is None else own, f"{dot or 'train.'}seeds"),
         "threads": number(1, whole=True)(spec.get("threads"), f"scales.{scale}.threads"),
     }
     _check(plan, key or "model")

@@ -1,7 +1,7 @@
 """What the keys of a run may hold: a check gives the value, or a sentence that names the key."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 
 from wexlib.names import choose
@@ -23,13 +23,13 @@ def number(low: float, high: float = math.inf, *, whole: bool = False, strict: b
     return check
 
 
-def _flag(value: object, key: str) -> bool:
+def flag(value: object, key: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{key}: expected true or false, got {value!r}")
     return value
 
 
-def _one_of(*allowed: str):
+def one_of(*allowed: str):
     def check(value: object, key: str) -> str:
         return choose(value, allowed, key)
 
@@ -51,32 +51,32 @@ def text(value: object, key: str) -> str:
     return value
 
 
-def _list_of(check):
-    def checked(value: object, key: str) -> list:
+def list_of(check):
+    def check_all(value: object, key: str) -> list:
         if not isinstance(value, list):
             raise ValueError(f"{key}: expected a list, got {value!r}")
         return [check(item, f"{key}.{i}") for i, item in enumerate(value)]
 
-    return checked
+    return check_all
 
 
 def seeds(value: object, key: str) -> list[int]:
     """``3`` means the seeds 0, 1, 2; a list names them."""
     if isinstance(value, list):
-        seeds = _list_of(number(0, whole=True))(value, key)
+        seeds = list_of(number(0, whole=True))(value, key)
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"{key}: expected different seeds, at least one, got {value!r}")
         return seeds
-    return list(range(number(1, whole=True)(value, key)))
+    return list(range(number(1, 1000, whole=True)(value, key)))
 
 
 #: The excitation of a run: key -> (check, default). The defaults excite nothing.
 WE = {
-    "standardize": (_flag, False),
+    "standardize": (flag, False),
     "attention": (_name_in("attention", "ATTENTIONS", "none", "global"), "none"),
-    "skips": (_flag, False),
-    "shared": (_flag, False),
-    "stacked": (_one_of("none", "location", "magnitude"), "none"),
+    "skips": (flag, False),
+    "shared": (flag, False),
+    "stacked": (one_of("none", "location", "magnitude"), "none"),
     "order": (_name_in("attention", "ORDERS"), "sequential"),
     "control": (_name_in("excitation", "CONTROLS"), "none"),
     "start": (_name_in("excitation", "STARTS"), "random"),
@@ -85,7 +85,7 @@ WE = {
     "reduction": (number(1, whole=True), 16),
     "magnitude": (_name_in("magnitude", "FUNCTIONS", "none"), "none"),
     "eps": (number(0, strict=True), 0.1),
-    "layers": (_one_of("conv", "linear", "conv+linear"), "conv"),
+    "layers": (one_of("conv", "linear", "conv+linear"), "conv"),
     "pretrain": (number(0), 0),
     "pause": (number(0), 0),
     "ramp": (number(0), 0),
@@ -97,15 +97,15 @@ _OF_LOCATION = ("skips", "stacked", "control", "start")
 TRAIN = {
     "epochs": number(1, whole=True),
     "batch": number(2, whole=True),
-    "optimizer": _one_of("sgd", "adam", "adamw"),
+    "optimizer": one_of("sgd", "adam", "adamw"),
     "lr": number(0, strict=True),
     "momentum": number(0, 1),
     "weight_decay": number(0),
-    "schedule": _one_of("constant", "step", "cosine", "onecycle"),
-    "milestones": _list_of(number(1, whole=True)),
+    "schedule": one_of("constant", "step", "cosine", "onecycle"),
+    "milestones": list_of(number(1, whole=True)),
     "gamma": number(0, 1, strict=True),
-    "precision": _one_of("float32", "bf16"),
-    "channels_last": _flag,
+    "precision": one_of("float32", "bf16"),
+    "channels_last": flag,
 }
 
 
@@ -117,6 +117,17 @@ def mapping(value: object, key: str, allowed: Iterable[str] | None = None) -> di
     for name in value if allowed is not None else ():
         choose(name, allowed, f"key in {key}:")
     return dict(value)
+
+
+def checked(
+    value: object, checks: Mapping[str, Callable], place: str, needed: Iterable[str] = ()
+) -> dict:
+    """Keys and values, each by its check; ``needed`` ones must be there."""
+    given = mapping(value, place, checks)
+    for key in needed:
+        if key not in given:
+            raise ValueError(f"{place}: {key} is missing: expected {', '.join(needed)}")
+    return {key: checks[key](part, f"{place}: {key}") for key, part in given.items()}
 
 
 def excitation(value: object, key: str) -> dict:

@@ -98,8 +98,8 @@ def model_error(name: str, options: str, layers: str) -> str:
                 models.build(name, classes=10, image_size=(32, 32), **json.loads(options)),
                 LAYERS[layers],
             )
-    except (ValueError, TypeError) as error:
-        return str(error)
+    except Exception as error:  # noqa: BLE001 - models of others raise what they like
+        return _sentence(error)
     return ""
 
 
@@ -108,6 +108,12 @@ def excitation_error(we: str) -> str:
     """Why an excitation cannot be built, tried on a small layer; "" if it can. ``we`` is JSON."""
     try:
         attach(nn.Conv2d(16, 16, 3), json.loads(we) | {"layers": "conv"}, seed=0)
-    except (ValueError, TypeError) as error:
-        return str(error)
+    except Exception as error:  # noqa: BLE001
+        return _sentence(error)
     return ""
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error; where its kind says most, that too."""
+    line = (str(error).splitlines() or [""])[0]
+    return line if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {line}"

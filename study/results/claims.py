@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from study.files import root
+from study.files import read_yaml, root
 from study.plan import SCALES
+from study.plan.keys import checked, list_of, mapping, one_of, text
 from study.results import checks
 from study.results.contrasts import NONE, decide, measured
 from study.results.files import Results
@@ -36,8 +37,13 @@ CHECKS = {
         checks.triplet_has_fewer_parameters,
     )
 }
-_TESTED = ("claim", "where", "measure", "expects", "pairs")
-_CHECKED = ("claim", "where", "check")
+_CLAIM = {"claim": text, "where": lambda value, key: text(str(value), key)}
+_TESTED = _CLAIM | {
+    "measure": one_of(*MEASURES),
+    "expects": one_of(*EXPECTS),
+    "pairs": list_of(lambda value, key: value),
+}
+_CHECKED = _CLAIM | {"check": one_of(*CHECKS)}
 
 
 # --- the list -------------------------------------------------------------------------------
@@ -51,24 +57,13 @@ def read_claims(path: Path, roles: Mapping[str, str] | None = None) -> dict[str,
     Raises:
         ValueError: one sentence that names the theme and the claim.
     """
-    from ruamel.yaml import YAML
-
-    themes = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    themes = mapping(read_yaml(path, pure=False), "claims.yaml")
     for theme, claims in themes.items():
-        for i, claim in enumerate(claims, 1):
+        for i, claim in enumerate(list_of(mapping)(claims, f"theme {theme!r}"), 1):
             place = f"claim {i} of {theme!r}"
             keys = _CHECKED if "check" in claim else _TESTED
-            for key in claim:
-                choose(key, (*keys, "remark"), f"key in {place}:")
-            for key in keys:
-                if key not in claim:
-                    raise ValueError(f"{place}: {key} is missing: expected {', '.join(keys)}")
-            if "check" in claim:
-                choose(claim["check"], CHECKS, f"check in {place}:")
-                continue
-            choose(claim["measure"], MEASURES, f"measure in {place}:")
-            choose(claim["expects"], EXPECTS, f"expects in {place}:")
-            for pair in claim["pairs"]:
+            checked(claim, keys | {"remark": text}, place, needed=keys)
+            for pair in claim.get("pairs", ()):
                 _check_pair(pair, place, roles)
     return themes
 

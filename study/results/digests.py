@@ -5,14 +5,13 @@ what it left, and the interval in which its mean test accuracy, in percent, lies
 rounds differently.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from study.files import root, write_json
-from study.results.files import Results
+from study.files import digest, root, write_json
+from study.results.files import Results, read_result
 
 Recorded = Mapping[str, Mapping[str, str | float]]
 
@@ -24,13 +23,12 @@ def digests(scale: str, home: Path | None = None) -> dict[str, str]:
     """
     results, found = Results(scale, home), {}
     for path in sorted(results.folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_result(path)
         if "test_last" not in result:
             continue  # a run that needs what is not there, or the summary
         del result["config"]["code"]
-        digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode())
-        digest.update((results.folder / "curves" / f"{path.stem}.csv").read_bytes())
-        found[path.stem] = digest.hexdigest()
+        curves = results.folder / "curves" / f"{path.stem}.csv"
+        found[path.stem] = digest(result, curves.read_bytes())
     return found
 
 
@@ -59,10 +57,10 @@ def record(
         home: the project's folder; the one around the working folder unless given.
     """
     results, recorded = Results(scale, home), {}
-    for run, digest in digests(scale, home).items():
+    for run, found in digests(scale, home).items():
         n = len(results[run].result["seeds"])
         low, high = prediction_interval(accuracies[run], n)
-        recorded[run] = {"digest": digest, "low": round(low, 3), "high": round(high, 3)}
+        recorded[run] = {"digest": found, "low": round(low, 3), "high": round(high, 3)}
     write_json(results.home / "digests" / f"{scale}.json", recorded)
     return recorded
 

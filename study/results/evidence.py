@@ -14,7 +14,7 @@ import pandas as pd
 from study.files import root
 from study.plan import EVIDENCE, SCALES
 from study.results.contrasts import BOUNDS, MARGIN, Weights, decide, estimate, pair, same_data
-from study.results.files import Results, Run
+from study.results.files import Results, Run, read_result
 from study.results.measures import VALUES
 from study.results.text import difference, markdown, p_value, rounded
 
@@ -232,7 +232,7 @@ def cost(scale: str, home: Path | None = None) -> pd.DataFrame:
     folder = (home or root()) / "results" / scale
     rows = []
     for path in sorted(folder.glob(f"{EVIDENCE}-*.json")):
-        seeds = len(json.loads(path.read_text(encoding="utf-8"))["seeds"])
+        seeds = len(read_result(path)["seeds"])
         note = json.loads((folder / "provenance" / path.name).read_text(encoding="utf-8"))
         rows.append((_part(path.stem), 1, seeds, note["seconds"] / 3600))
     frame = pd.DataFrame(rows, columns=["part", "runs", "seeds", "hours"])

@@ -7,11 +7,31 @@ from pathlib import Path
 
 import pandas as pd
 
-from study.files import root
+from study.files import digest, root
 from study.plan import REAL
 
 #: Datasets that come with a package; they decide nothing.
 EMBEDDED = ("digits10", "digits100")
+
+
+def read_result(path: Path) -> dict:
+    """A run's result, once it and its curves prove unchanged; the oldest have no digest.
+
+    Raises:
+        ValueError: one of them is not what the run wrote.
+    """
+    curves = path.parent / "curves" / f"{path.stem}.csv"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        contents = curves.read_bytes() if "digest" in result and curves.is_file() else b""
+        if result.get("digest", "") not in ("", digest(result, contents)):
+            raise ValueError("their digest is another")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path}, or {curves}, is not what its run wrote ({error}): bring both back by "
+            "git restore or dvc checkout --force, or make the run again"
+        ) from None
+    return result
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,7 @@ class Results:
         self._status[run] = "not run yet"
         if not path.is_file():
             return None
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_result(path)
         seeds = result.get("seeds", [])
         kept = [i for i, seed in enumerate(seeds) if self.seeds is None or seed in self.seeds]
         if "not_run" in result or not kept:

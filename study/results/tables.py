@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from study.files import root, write_json, write_text
-from study.plan import SCALES
+from study.files import read_yaml, root, write_json, write_text
+from study.plan import SCALES, keys
 from study.results.contrasts import NONE, decide, estimate, pair
 from study.results.files import EMBEDDED, Results, Run, largest_first
 from study.results.measures import gap, rough
@@ -28,8 +28,29 @@ PROTOCOLS = {
 #: What a row without real data has for them.
 _UNREAL = {"", *EMBEDDED}
 
-_TABLE_KEYS = ("title", "setting", "remark", "curves", "scales", "rows")
-_ROW_KEYS = ("row", "run", "thesis", "plain", "ours", "remark")
+
+def _reported(value: object, key: str) -> object:
+    """What the thesis reported: a percentage, or a list of several."""
+    percent = keys.number(0, 100)
+    return (keys.list_of(percent) if isinstance(value, list) else percent)(value, key)
+
+
+_TABLE = {
+    "title": keys.text,
+    "setting": keys.text,
+    "remark": keys.text,
+    "curves": keys.flag,
+    "scales": keys.list_of(keys.one_of(*SCALES)),
+    "rows": keys.list_of(keys.mapping),
+}
+_ROW = {
+    "row": keys.text,
+    "run": keys.text,
+    "thesis": _reported,
+    "plain": keys.flag,
+    "ours": keys.flag,
+    "remark": keys.text,
+}
 
 
 def read_tables(path: Path, runs: Sequence[str] | Mapping | None = None) -> dict[str, dict]:
@@ -38,24 +59,21 @@ def read_tables(path: Path, runs: Sequence[str] | Mapping | None = None) -> dict
     Raises:
         ValueError: one sentence that names the table and the row.
     """
-    from ruamel.yaml import YAML
-
-    tables = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    tables = keys.mapping(read_yaml(path, pure=False), "tables.yaml")
     for number, table in tables.items():
-        for key in table:
-            choose(key, _TABLE_KEYS, f"key in table {number}:")
-        for name in table.get("scales", ()):
-            choose(name, SCALES, f"scale of table {number}:")
+        needed = ("title", "setting", "rows")
+        tables[number] = table = keys.checked(table, _TABLE, f"table {number}", needed)
         for i, row in enumerate(table["rows"], 1):
             place = f"table {number}, row {i}"
-            for key in row:
-                choose(key, _ROW_KEYS, f"key in {place}:")
+            keys.checked(row, _ROW, place)
             if "row" not in row or not row.keys() & {"run", "thesis"}:
                 raise ValueError(f"{place}: expected a row's name and a run or what the thesis had")
             if "run" in row and runs is not None:
                 choose(row["run"], runs, f"run in {place}:", summary="a run of runs.yaml")
-        if sum(row.get("plain", False) for row in table["rows"]) != 1:
-            raise ValueError(f"table {number}: expected exactly one row with plain: true")
+        if ["run" in row for row in table["rows"] if row.get("plain")] != [True]:
+            raise ValueError(
+                f"table {number}: expected exactly one row with plain: true, and a run"
+            )
     return tables
 
 

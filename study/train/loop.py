@@ -6,6 +6,8 @@ backbone and the same batches whatever is attached, and a run that was killed go
 epoch to the same last bit.
 """
 
+import hashlib
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -124,7 +126,23 @@ class Run:
             "history": self.history,
             "seconds": self.seconds,
         }
-        write(path, lambda temporary: torch.save(state, temporary))
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        contents = buffer.getvalue()
+        # Its digest first: torch reads a changed byte as another weight.
+        sealed = hashlib.sha256(contents).digest() + contents
+        write(path, lambda temporary: temporary.write_bytes(sealed))
+
+    @staticmethod
+    def read(path: Path) -> dict | None:
+        """The state that :meth:`save` wrote; none where there is no file, or a damaged one."""
+        if not path.is_file():
+            return None
+        sealed = path.read_bytes()
+        if hashlib.sha256(sealed[32:]).digest() == sealed[:32]:
+            return torch.load(io.BytesIO(sealed[32:]), weights_only=True, map_location="cpu")
+        print(f"{path} is damaged: this seed is trained anew", flush=True)
+        return None
 
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -149,9 +167,7 @@ def start(plan: dict, data: Data, seed: int, saved: Path | None = None) -> Run:
     if on.type == "cpu":
         torch.set_num_threads(plan["threads"])  # sums depend on it in their last bits
         memory.keep_freed()
-    state = None
-    if saved and saved.is_file():
-        state = torch.load(saved, weights_only=True, map_location="cpu")
+    state = Run.read(saved) if saved else None
     plain = (len(state["history"]) if state else 0) <= plan["we"]["pretrain"] > 0
     sizes = {"classes": data.classes, "image_size": data.image_size}
     model = build(plan, seed, **sizes, plain=plain).to(on)

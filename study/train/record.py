@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.files import PLAYGROUND, root, write, write_json, write_text
+from study.files import PLAYGROUND, digest, root, write, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +145,7 @@ def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
     for history in histories:
         table.writerows(history)
     write_text(files.curves, rows.getvalue())
+    result["digest"] = digest(result, rows.getvalue().encode())
     on = next(model.parameters()).device
     write_json(files.provenance, provenance(on, sum(run.seconds for run in runs.values())))
     if name == PLAYGROUND:
@@ -162,7 +163,8 @@ def write_not_run(plan: dict) -> dict:
     files = Files.of(plan)
     result = {"run": plan["run"], "scale": plan["scale"], "not_run": plan["data"]["missing"]}
     write(files.checkpoint, lambda temporary: save_file({}, temporary))
-    write_text(files.curves, "seed,epoch\n")
+    write_text(files.curves, curves := "seed,epoch\n")
+    result["digest"] = digest(result, curves.encode())
     write_json(files.provenance, {})
     if plan["run"] == PLAYGROUND:
         write_json(files.result.with_name("metrics.json"), {})

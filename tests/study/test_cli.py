@@ -2,6 +2,7 @@
 
 import errno
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,7 +51,17 @@ def test_a_run_without_its_data_is_a_result_that_says_so(home, executed, capsys)
     assert cli.main(["run", "cpu/a"]) == 0
     assert executed == [] and "cpu/a is not run: it needs ImageNet" in capsys.readouterr().out
     result = json.loads((home / "results" / "cpu" / "a.json").read_text())
+    assert result.pop("digest")
     assert result == {"run": "a", "scale": "cpu", "not_run": "needs ImageNet"}
+
+
+def test_what_a_killed_run_left_is_cleared_before_it_goes_on(home, executed):
+    left = [home / "results/demo/curves/.a.csv.12345678", home / "models/demo/.a.safetensors.1"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert cli.main(["run", "demo/a"]) == 0
+    assert not any(path.exists() for path in left)
 
 
 def test_compare_says_what_is_equal_or_that_nothing_is_recorded(home, capsys):
@@ -73,6 +84,7 @@ def test_compare_says_what_is_equal_or_that_nothing_is_recorded(home, capsys):
     [
         (ValueError("a bad value"), 1, "error: a bad value\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, f"error: {FULL}\n"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, f"error: {FULL}\n"),
         (KeyboardInterrupt(), 130, "interrupted: the same command goes on from"),
     ],
 )
@@ -85,6 +97,12 @@ def test_every_failure_is_a_sentence_and_an_exit_code(
     monkeypatch.setattr(cli, "execute", fail)
     assert cli.main(["run", "demo/a"]) == code
     assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_a_full_disk_is_named_whatever_failed_of_it(home, executed, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    assert cli.main(["run", "demo/b"]) == 1
+    assert capsys.readouterr().err == f"error: {FULL}\n"
 
 
 def test_a_run_that_was_not_planned_says_how_it_is(home, capsys):

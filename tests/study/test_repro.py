@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from clones import PROJECT
@@ -17,6 +18,7 @@ def asked(monkeypatch):
     """What :mod:`study.repro` asks for, nothing of it done: ``dvc repro`` and shares."""
     calls = []
     monkeypatch.setattr(repro, "root", lambda: PROJECT)
+    monkeypatch.setattr(repro, "_alone", lambda home: nullcontext())
     monkeypatch.setattr(repro, "_changed", lambda home, *targets: {"plan": targets})
     monkeypatch.setattr(repro, "_call", lambda home, *words: calls.append(words))
     monkeypatch.setattr(repro, "_shares", lambda home, stages, jobs, what: calls.append(stages))
@@ -66,6 +68,68 @@ def test_where_nothing_changed_nothing_is_asked_for(asked, monkeypatch, capsys):
 def test_an_unknown_scale_names_the_nearest(asked):
     with pytest.raises(ValueError, match="'gpuu'.*did you mean 'gpu'"):
         repro.make("gpuu", 2, None)
+
+
+#: Takes the lock, starts what lives until its input ends, as a share would, and is killed.
+KILLED = """
+import os, subprocess, sys
+from pathlib import Path
+from study import repro
+with repro._alone(Path(sys.argv[1])):
+    subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False)
+    os.kill(os.getpid(), 9)
+"""
+WAITING = """
+import sys
+from pathlib import Path
+from study import repro
+with repro._alone(Path(sys.argv[1])):
+    print("at work")
+"""
+
+
+def test_make_waits_for_what_another_one_started_and_was_killed_over(tmp_path):
+    command = [sys.executable, "-c", KILLED, tmp_path]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert first.wait() == -9
+    command = [sys.executable, "-uc", WAITING, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
+        sentence = second.stdout.readline()
+        assert sentence == "another make is at work in this folder: waiting for its end\n"
+        first.stdin.close()
+        assert second.stdout.read() == "at work\n"
+
+
+def test_make_clears_what_a_killed_one_left(tmp_path):
+    left = tmp_path / "scales" / "demo" / ".dvc.lock.12345678"
+    whole, torn = '{"write": {}, "read": {}}', '{"write": {'
+    rwlock = tmp_path / ".dvc" / "tmp" / "rwlock"
+    for path in (left, left.with_name("dvc.lock"), rwlock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(whole)
+    with repro._alone(tmp_path):
+        assert not left.exists() and left.with_name("dvc.lock").read_text() == whole == (
+            rwlock.read_text()
+        )
+    rwlock.write_text(torn)
+    with repro._alone(tmp_path):
+        assert not rwlock.exists()
+
+
+def test_dvc_writes_its_lock_whole_or_not_at_all(tmp_path):
+    """``python -m study.dvc`` in place of a disk that fills up: in the middle of what it writes."""
+    from dvc.utils import serialize
+
+    import study.dvc  # noqa: F401
+
+    lock = tmp_path / "dvc.lock"
+    with serialize.modify_yaml(lock) as content:
+        content["stages"] = {"run": {"cmd": "python"}}
+    whole = lock.read_text()
+    assert "cmd: python" in whole
+    with pytest.raises(Exception), serialize.modify_yaml(lock) as content:  # noqa: B017
+        content |= {"first": "x" * 100_000, "second": object()}
+    assert lock.read_text() == whole and list(tmp_path.iterdir()) == [lock]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Datasets and their loader, against naive loops and hand-made mirrors."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tampering import Bomb, fingerprint
 from study.data import sources
 from study.data.datasets import prepare
 from study.data.loader import SPLITS, Data, Loader, load
+from study.files import digest
 
 # --- preparing --------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ def test_preparing_again_replaces_the_folder_and_a_failure_leaves_it(tmp_path, m
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(np, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
         prepare("digits10", folder, train=100, test=50)
     assert fingerprint(folder) == before and [p.name for p in tmp_path.iterdir()] == ["d"]
@@ -170,10 +172,24 @@ def _one_bit(folder):
     (folder / "train_images.npy").write_bytes(contents)
 
 
+def _one_digit(folder):
+    text = (folder / "meta.json").read_text()
+    (folder / "meta.json").write_text(text.replace('"pad": 0', '"pad": 1'))
+
+
+def _no_digest(folder):
+    text = (folder / "meta.json").read_text()
+    (folder / "meta.json").write_text(text.replace('"digest"', '"digset"'))
+
+
+def changed(folder, **values):
+    """Other values in ``meta.json``, as if they were prepared."""
+    meta = json.loads((folder / "meta.json").read_text()) | values
+    (folder / "meta.json").write_text(json.dumps(meta | {"digest": digest(meta)}))
+
+
 def _other_shape(folder):
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["image_shape"] = [3, 32, 32]
-    (folder / "meta.json").write_text(json.dumps(meta))
+    changed(folder, image_shape=[3, 32, 32])
 
 
 @pytest.mark.parametrize(
@@ -182,6 +198,8 @@ def _other_shape(folder):
         (_no_meta, "meta.json", FileNotFoundError),
         (_half_meta, "meta.json", ValueError),
         (_meta_without_sizes, "meta.json", ValueError),
+        (_one_digit, "meta.json", ValueError),
+        (_no_digest, "meta.json", ValueError),
         (_no_array, "train_images.npy", FileNotFoundError),
         (_half_array, "train_images.npy", ValueError),
         (_one_bit, "train_images.npy", ValueError),
@@ -201,8 +219,8 @@ def test_a_damaged_file_is_named_with_its_remedy(prepared, damage, file, error):
 def test_a_pickle_in_an_array_file_never_runs(prepared, tmp_path):
     np.save(prepared / "train_labels.npy", np.array([Bomb(tmp_path / "ran")]), allow_pickle=True)
     meta = json.loads((prepared / "meta.json").read_text())
-    meta["sha256"] |= {"train_labels.npy": fingerprint(prepared)["train_labels.npy"]}
-    (prepared / "meta.json").write_text(json.dumps(meta))
+    sha256 = meta["sha256"] | {"train_labels.npy": fingerprint(prepared)["train_labels.npy"]}
+    changed(prepared, sha256=sha256)
     with pytest.raises(ValueError, match="train_labels.npy is damaged"):
         load(prepared)
     assert not (tmp_path / "ran").exists()

@@ -120,6 +120,12 @@ BAD = [
     ),
     ("runs.cifar100.Bad Name", {}, ["runs.cifar100.Bad Name", "a run's name"]),
     ("runs.cifar10.resnext", {}, ["resnext", "another run has this name"]),
+    ("scales.demo.scale", "smoke", ["scales.demo.scale", "'smoke'", "one of demo"]),
+    ("scales.demo.seeds", 10**9, ["seeds", "at most 1000"]),
+    ("scales.demo.models.mixer", {"dim": 2**62}, ["runs.cifar100.mixer: RuntimeError"]),
+    ("runs.cifar100.resnext.seeds", 0, ["runs.cifar100.resnext.seeds", "at least 1"]),
+    ("runs.cifar100.resnext.seeds", [], ["runs.cifar100.resnext.seeds", "different seeds"]),
+    ("runs.cifar100", [1], ["runs.cifar100", "keys and values"]),
     ("scales.demo.threads", 0, ["scales.demo.threads", "at least 1"]),
     ("scales.demo.data.cifar10.dataset", "digits", ["scales.demo.data.cifar10.dataset"]),
     ("scales.demo.models.resnet18.wdth", 3, ["wdth"]),
@@ -152,6 +158,35 @@ def test_an_unknown_scale_names_the_nearest(params):
 def test_broken_yaml_names_the_line(tmp_path):
     with pytest.raises(ValueError, match=r"params\.yaml, line \d+: not valid YAML"):
         config.read(settings(tmp_path, params="scale: demo\nwe: {a: 1\n"))
+
+
+ODD = {
+    "train: {lr: 2001-01-01}": r"params.yaml: train.lr: expected a text, a number, .*datetime",
+    "train: {lr: 2001-13-01}": r"params.yaml: not valid YAML: ValueError: month must be in 1..12",
+    "train: {lr: .nan}": r"params.yaml: train.lr: expected a number below .*, got nan",
+    f"train: {{lr: {'9' * 400}}}": r"params.yaml: train.lr: expected a number below .*, got 9999",
+    "we: {1: relu}": r"params.yaml: we: expected a text as a key, got 1: put it in quotes",
+    'we: {"a\\nb": relu}': r"params.yaml: we: expected a text as a key, got 'a\\nb'",
+    "we: &a {we: *a}": r"params.yaml: expected a few levels of keys, got too many",
+    f"we: {'[' * 5000}": r"params.yaml: (expected a few levels|not valid YAML: RecursionError)",
+    "we: !!bool x": r"params.yaml: not valid YAML: KeyError: 'x'",
+    "we: {a: 1, a: 2}": r"params.yaml, line 2: not valid YAML: found duplicate key",
+    "we: \0": r"params.yaml: not valid YAML: .*control char|special char",
+}
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_yaml_has_and_a_plan_has_not_is_one_sentence(tmp_path, text):
+    with pytest.raises(ValueError, match=ODD[text]) as error:
+        config.read(settings(tmp_path, params=f"scale: demo\n{text}\n"))
+    assert "\n" not in str(error.value)
+
+
+def test_another_encoding_names_the_line(tmp_path):
+    folder = settings(tmp_path)
+    (folder / "runs.yaml").write_bytes("runs:\n  # für\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="runs.yaml, line 2: not UTF-8: save it as such"):
+        config.read(folder)
 
 
 def test_a_settings_file_that_is_gone_is_named(tmp_path):

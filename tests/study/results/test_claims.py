@@ -191,6 +191,9 @@ def test_the_other_measures_by_hand(home):
         ("expects: higher", "expects: more", "expected one of higher, lower, not higher"),
         ("[[better, plain]]", "[[beter, plain]]", "did you mean 'better'"),
         ("[[better, plain]]", "[better]", "pairs of two runs"),
+        ("[[better, plain]]", "{better: plain}", "pairs: expected a list"),
+        ("{claim: Better, ", "{", "claim is missing"),
+        ('where: "1"', "where: ''", "where: expected a text"),
         ("[[better, plain]]", "[[mixer10, plain]]", "compare runs of one"),
     ],
 )

@@ -5,7 +5,9 @@ import math
 
 import pytest
 
+from study.files import digest
 from study.results import digests
+from study.results.files import Results
 
 
 def put(home, run, scores, *, code="a", curves="seed,epoch\n0,1\n"):
@@ -38,6 +40,34 @@ def test_a_digest_is_of_numbers_and_curves_and_not_of_the_code(home):
     put(home, "three", [50.0, 52.0], curves="seed,epoch\n0,2\n")
     after = digests.digests("demo", home)
     assert [before[run] == after[run] for run in ("one", "two", "three")] == [True, False, False]
+
+
+def sealed(home):
+    """A result of today: it and its curves have a digest."""
+    path = home / "results" / "demo" / "one.json"
+    result = json.loads(path.read_text())
+    curves = path.parent / "curves" / "one.csv"
+    path.write_text(json.dumps(result | {"digest": digest(result, curves.read_bytes())}))
+    return path, curves
+
+
+def test_what_is_recorded_is_the_same_with_and_without_the_results_own_digest(home):
+    before = digests.digests("demo", home)
+    sealed(home)
+    assert digests.digests("demo", home) == before
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("old, new", [(b"0", b"2"), (b'"', b"\xff"), (b"\n", b""), (b"e", b"f")])
+def test_a_result_or_curves_that_changed_are_no_numbers(home, which, old, new):
+    damaged = sealed(home)[which]
+    contents = damaged.read_bytes()
+    damaged.write_bytes(contents[:-1] if old not in contents else contents.replace(old, new, 1))
+    with pytest.raises(ValueError, match="one.json, or .*one.csv, is not what its run wrote") as e:
+        Results("demo", home)["one"]
+    assert "\n" not in str(e.value) and "git restore or dvc checkout --force" in str(e.value)
+    with pytest.raises(ValueError, match="is not what its run wrote"):
+        digests.digests("demo", home)
 
 
 def test_the_prediction_interval_by_hand():

@@ -236,6 +236,11 @@ def test_a_table_names_what_was_not_run_and_what_older_code_made(home):
         ("thesis: 50, plain", "theses: 50, plain", "did you mean 'thesis'"),
         ("{row: Later, run: later}", "{row: Later}", "a run or what the thesis had"),
         ("run: better", "run: beter", "did you mean 'better'"),
+        ("thesis: 50, plain", "thesis: [50, x], plain", "thesis.1: expected a number"),
+        ("title: A table", "title: [A table]", "title: expected a text"),
+        ("{row: Later, run: later}", "~", "a run or what the thesis had"),
+        ("run: plain, thesis: 50", "thesis: 50", "and a run"),
+        ("setting: somewhere", "rows_: 1", "unknown key in table 1"),
     ],
 )
 def test_a_bad_tables_file_is_one_sentence(home, old, new, sentence):

@@ -175,6 +175,20 @@ def test_a_run_that_stopped_goes_on_to_the_last_bit(plan, data, tmp_path, after,
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_state_is_noticed_and_trained_anew(plan, data, tmp_path, capsys, damage):
+    _, rows = _rows(plan, data)
+    saved = tmp_path / "0.pt"
+    next(train.fit(train.start(plan, data, 0, saved), plan, data, 0, saved))
+    contents = bytearray(saved.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    kept = {"flip": len(contents), "cut": len(contents) // 2, "empty": 0}[damage]
+    saved.write_bytes(contents[:kept])
+    run = train.start(plan, data, 0, saved)
+    assert f"{saved} is damaged: this seed is trained anew" in capsys.readouterr().out
+    assert run.history == [] and list(train.fit(run, plan, data, 0, saved)) == rows
+
+
 ATTACHED_LATER = {
     "paused": {"attention": "se", "pause": 2},
     "ramped": {"magnitude": "artanh", "pause": 1, "ramp": 1},
