@@ -382,7 +382,8 @@ def zoo() -> nn.ModuleDict:
     model.relative_position_bias_table = nn.Parameter(torch.zeros(9, 8))
     model.query = nn.Parameter(torch.zeros(9, 8))
     model.prompts = nn.ParameterList([torch.zeros(9, 8), torch.zeros(9, 8)])
-    model.scale = nn.Parameter(torch.zeros(8, 1, 1))
+    model.gamma = nn.Parameter(torch.zeros(8, 1, 1))
+    model.cls = nn.Parameter(torch.zeros(1, 1, 8))
     return model
 
 
@@ -419,7 +420,7 @@ def test_a_warning_names_the_matrices_that_are_of_no_linear_layer(where, part, n
     text = str(said.message)
     assert text.startswith("where=nn.Linear leaves out ") and "\n" not in text
     assert "by type or name, with axis= where" in text and said.filename == __file__
-    assert not any(word in text for word in ("bag", "norm", "pos", "rnn", "transposed", "scale"))
+    assert not any(word in text for word in ("bag", "norm", "pos", "rnn", "transposed", "gamma"))
 
 
 def test_the_warning_counts_all_and_can_be_answered():

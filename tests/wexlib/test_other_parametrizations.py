@@ -114,6 +114,11 @@ def test_other_names_than_weight():
     refuses(recurrent, "weight_hh_l0 is computed of weight_hh_l0_g and weight_hh_l0_v", "hh")
 
 
+def test_the_tool_is_the_one_on_that_tensor():
+    layer = weight_norm(prune.l1_unstructured(nn.Linear(4, 6), "bias", 0.5))
+    refuses(layer, "weight is computed of weight_g and weight_v by WeightNorm: undo that with")
+
+
 def test_a_plain_tensor_beside_a_parameter_is_no_matter():
     layer = nn.Linear(4, 6)
     layer.mask, layer.mask_map = torch.ones(6, 6), nn.Parameter(torch.ones(6, 4))
