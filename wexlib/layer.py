@@ -48,6 +48,14 @@ class ExcitedTensor(parametrize.ParametrizationList):
             "parametrization: fold the model first, or leave the tensor out by where"
         )
 
+    def forward(self) -> Tensor:
+        stored = self.original
+        if isinstance(stored, torch.fx.Proxy):  # recorded by torch.fx: one call, as of torch's own
+            return stored.tracer.create_proxy(
+                "call_module", stored.tracer.path_of_module(self), (), {}
+            )
+        return self[0](stored)
+
     def read(self) -> Tensor:
         """The excited tensor, or the stored one while that is bare."""
         if self.bare:
