@@ -345,9 +345,8 @@ class FeatureAttention(nn.Module):
             self.add_module(name, net)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(
-            x, torch.fx.Proxy
-        ):  # recorded by torch.fx: one call, as of torch's own layers
+        if isinstance(x, torch.fx.Proxy):
+            # Recorded by torch.fx as one call, as torch's own layers are.
             name = x.tracer.path_of_module(self)
             return x.tracer.create_proxy("call_module", name, (x,), {})
         return x * self.attention.multiplier(self, x)

@@ -64,6 +64,7 @@ pytestmark = [
         ".*is deprecated:FutureWarning",
         ".*is deprecated:DeprecationWarning",
         ".*legacy TorchScript-based ONNX export:DeprecationWarning",
+        "The feature will be removed:DeprecationWarning",
         "torch.quantize_per_tensor:UserWarning",
         ":torch.jit.TracerWarning",
     )
