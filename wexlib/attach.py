@@ -5,9 +5,9 @@ already has, so every model will do. What follows from that:
 
 * The parameter is ``conv1.parametrizations.weight.original``; ``conv1.weight`` is computed from it
   when it is read. A write in place to ``conv1.weight`` (``nn.init``, ``clamp_``) reaches what was
-  computed and is refused when the weight is read next; one through ``conv1.weight.data`` is seen by
-  nobody: write to the parameter. ``conv1.weight = nn.Parameter(…)``, ``conv1.reset_parameters()``
-  and ``model.apply(…)`` reach it.
+  computed and is refused when the weight is read next, and so is assigning to it; a write through
+  ``conv1.weight.data`` is seen by nobody: write to the parameter. ``conv1.reset_parameters()`` and
+  ``model.apply(…)`` reach it.
 * The ``state_dict`` has ``conv1.parametrizations.weight.original`` and, for the excitation,
   ``conv1.parametrizations.weight.0.…``. Its metadata say what the excitation is; a model that is
   excited otherwise refuses it. A plain model's ``state_dict`` is loaded into the parameters.

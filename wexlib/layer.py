@@ -7,8 +7,8 @@ Here that class learns more:
 * ``precompute`` can lend it the tensor;
 * the ``state_dict``'s metadata say what excites the tensor, and another excitation's ``state_dict``
   is refused; a plain layer's is loaded into the stored tensor;
-* ``reset_parameters``, the function of ``model.apply``, and an assigned parameter reach the stored
-  tensor, and a write that reached what was computed only is refused at the next look.
+* ``reset_parameters`` and the function of ``model.apply`` reach the stored tensor; assigning is
+  refused, and a write that reached what was computed is, at the next look.
 """
 
 import threading
@@ -120,10 +120,10 @@ def _show(cls: type, name: str) -> None:
 
     def write(self: nn.Module, value: Tensor) -> None:
         stored = self.parametrizations[name]
-        if isinstance(value, Tensor) and value.shape != stored.original.shape:
-            raise ValueError(
-                f"{name} is assigned a tensor of shape {tuple(value.shape)}: expected that of the "
-                f"stored one, {tuple(stored.original.shape)}"
+        if not stored.bare:
+            raise RuntimeError(
+                f"{name} of an excited layer is computed and cannot be assigned: assign to the "
+                f"stored one, layer.parametrizations.{name}.original, or fold the model first"
             )
         stored.original = value
 

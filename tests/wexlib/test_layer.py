@@ -267,19 +267,21 @@ def test_apply_reaches_the_stored_weight(init):
     assert not (model.conv1.weight == 2).any()
 
 
-def test_an_assigned_parameter_becomes_the_stored_one():
-    layer, given = conv(), nn.Parameter(torch.randn(8, 8, 3, 3))
-    expected = conv()
-    expected.load_state_dict(layer.state_dict())
-    layer.weight = given
-    assert layer.parametrizations.weight.original is given and "weight" not in layer._parameters
-    expected.load_state_dict({"weight": given.detach()}, strict=False)
-    assert torch.equal(layer.weight, expected.weight)
-    with pytest.raises(ValueError, match=r"assigned a tensor of shape \(8, 8, 5, 5\)"):
-        layer.weight = nn.Parameter(torch.randn(8, 8, 5, 5))
-    with pytest.raises(TypeError, match="cannot assign"):
-        layer.weight = torch.randn(8, 8, 3, 3)
-    assert torch.equal(layer.weight, expected.weight)
+def test_assigning_is_refused():
+    """What is assigned may be of the stored weight, or of the excited one, as in fusing."""
+    layer, norm, x = conv().eval(), nn.BatchNorm2d(8).eval(), torch.randn(1, 8, 5, 5)
+    expected = layer(x)
+    for value in (nn.Parameter(torch.randn(8, 8, 3, 3)), torch.randn(8, 8, 3, 3)):
+        with pytest.raises(RuntimeError, match="cannot be assigned: assign to the stored one"):
+            layer.weight = value
+    with pytest.raises(RuntimeError, match="fold the model first"):
+        nn.utils.fusion.fuse_conv_bn_eval(layer, norm)
+    assert torch.equal(layer(x), expected) and "weight" not in layer._parameters
+    given = nn.Parameter(torch.randn(8, 8, 3, 3))
+    layer.parametrizations.weight.original = given
+    assert torch.equal(layer.weight, layer.parametrizations.weight[0](given))
+    fused = nn.utils.fusion.fuse_conv_bn_eval(fold(copy.deepcopy(layer)), norm)
+    torch.testing.assert_close(fused(x), norm(layer(x)))
 
 
 def test_the_norm_can_follow_no_excitation():
