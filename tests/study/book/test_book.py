@@ -331,7 +331,7 @@ def visit(browser, made):
 def names(made) -> list[str]:
     folder = made / "reports/book/smoke"
     pages = {path.stem for path in folder.glob("*.html")}
-    others = {"index", "search", "thesis", "methods", "api", "bibliography"}
+    others = {"index", "search", "libraries", "thesis", "methods", "api", "bibliography"}
     assert pages == {*book.chapters(PROJECT), *others}
     sources = [f"_modules/wexlib/{path.stem}" for path in folder.glob("_modules/wexlib/*.html")]
     return sorted(pages) + sources
