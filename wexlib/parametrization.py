@@ -303,6 +303,9 @@ class _Chain(Parametrization):
             self.add_module(name, part)
 
     def compute(self, x: DeferredWeight) -> DeferredWeight:
+        if torch.compiler.is_exporting() and hasattr(self, "global"):
+            # Its code would name this part, and Python has the word for itself.
+            raise RuntimeError("torch.export cannot write a chain with Global(): fold it first")
         for part in self.children():
             x = part(x)
         return x

@@ -210,6 +210,14 @@ def test_export(excitation):
     close(torch.export.export(model, (images(),)).module()(images()), model(images()))
 
 
+def test_export_of_a_part_that_python_cannot_name():
+    model = excite(nn.Sequential(nn.Conv2d(3, 4, 3)), [Standardize(), Global()]).eval()
+    with pytest.raises(RuntimeError, match="chain with Global\\(\\): fold it first"):
+        torch.export.export(model, (images(),))
+    expected = model(images())
+    close(torch.export.export(fold(model), (images(),)).module()(images()), expected)
+
+
 @attentions
 def test_export_of_an_attended_model(attention):
     model = attended(attention)
