@@ -37,7 +37,7 @@ import torch
 from clones import PROJECT, clone, shell, small_clone
 from ruamel.yaml import YAML
 
-from study import cli, files
+from study import cli, files, repro
 from study.data import loader
 from study.data.datasets import prepare
 from study.notebook import FULL
@@ -154,7 +154,7 @@ def another(contents: bytes, chance: random.Random) -> bytes:
 
 
 def settings(folder: Path, count: int, seed: int) -> Counter:
-    """Changed settings, each given to ``plan``: accepted, or refused in a sentence."""
+    """Changed settings, each given to ``plan`` and ``make``: accepted, or refused in a sentence."""
 
     @cache
     def parsed(name: str, contents: bytes, pure: bool) -> object:
@@ -185,6 +185,7 @@ def settings(folder: Path, count: int, seed: int) -> Counter:
         for module in (config, tables, claims):
             stack.enter_context(patch.object(module, "read_yaml", read_yaml))
         stack.enter_context(patch.object(config, "Code", Code))
+        stack.enter_context(patch.object(repro, "_changed", lambda *_: {}))
         stack.enter_context(chdir(home))
         for i in range(count):
             chance = random.Random(f"{seed} {i}")
@@ -200,7 +201,7 @@ def settings(folder: Path, count: int, seed: int) -> Counter:
 def given_to_plan(scale: str, name: str, case: str) -> str:
     """What ``plan`` makes of the settings; a fault of it is printed."""
     said = io.StringIO()
-    for arguments in (["plan", scale], ["plan"]):
+    for arguments in (["plan", scale], ["plan"], ["make", "--scale", scale]):
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(said):
                 code = cli.main(arguments)
@@ -542,7 +543,7 @@ PARTS = {
     "full": (full, 20, 0),
 }
 #: The longest that a command is left alone, in seconds.
-PATIENCE = 40
+PATIENCE = 60
 
 
 def main() -> int:
