@@ -518,7 +518,7 @@ def full(folder: Path, count: int, seed: int) -> Counter:
             while True:
                 process = started(home, "make", TMPDIR=str(disk / "tmp"))
                 try:
-                    failed = process.wait(chance.uniform(1, PATIENCE) if fills < count else None)
+                    failed = process.wait(chance.uniform(1, 4 * PATIENCE) if fills < count else None)
                     if failed:
                         outcomes[f"{LOST}: make failed"] += 1
                         print(f"  {seed} {fills}: {said(process)}")
