@@ -331,8 +331,14 @@ def fingerprints(home: Path) -> dict[str, str]:
     patterns = ("results/*/*.json", "results/*/curves/*", "results/*/tables/*", "models/**/*")
     patterns += ("data/*/*/*", "reports/**/*", "playground/*", "dvc.lock", "scales/*/dvc.lock")
     paths = {path for pattern in patterns for path in home.glob(pattern) if path.is_file()}
+
+    def fingerprint(path: Path) -> str:
+        if path.name == "dvc.lock":  # stages stand in the order in which they ended
+            return files.digest(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
     return {
-        str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(home)): fingerprint(path)
         for path in sorted(paths)
         if path.name != "provenance.json"
     }
@@ -518,7 +524,9 @@ def full(folder: Path, count: int, seed: int) -> Counter:
             while True:
                 process = started(home, "make", TMPDIR=str(disk / "tmp"))
                 try:
-                    failed = process.wait(chance.uniform(1, 4 * PATIENCE) if fills < count else None)
+                    failed = process.wait(
+                        chance.uniform(1, 4 * PATIENCE) if fills < count else None
+                    )
                     if failed:
                         outcomes[f"{LOST}: make failed"] += 1
                         print(f"  {seed} {fills}: {said(process)}")
