@@ -16,7 +16,6 @@ import argparse
 import copy
 import hashlib
 import io
-import json
 import os
 import random
 import re
@@ -37,7 +36,7 @@ import torch
 from clones import PROJECT, clone, shell, small_clone
 from ruamel.yaml import YAML
 
-from study import cli, files
+from study import cli, files, repro
 from study.data import loader
 from study.data.datasets import prepare
 from study.notebook import FULL
@@ -154,7 +153,7 @@ def another(contents: bytes, chance: random.Random) -> bytes:
 
 
 def settings(folder: Path, count: int, seed: int) -> Counter:
-    """Changed settings, each given to ``plan``: accepted, or refused in a sentence."""
+    """Changed settings, each given to ``plan`` and ``make``: accepted, or refused in a sentence."""
 
     @cache
     def parsed(name: str, contents: bytes, pure: bool) -> object:
@@ -185,6 +184,7 @@ def settings(folder: Path, count: int, seed: int) -> Counter:
         for module in (config, tables, claims):
             stack.enter_context(patch.object(module, "read_yaml", read_yaml))
         stack.enter_context(patch.object(config, "Code", Code))
+        stack.enter_context(patch.object(repro, "_changed", lambda *_: {}))
         stack.enter_context(chdir(home))
         for i in range(count):
             chance = random.Random(f"{seed} {i}")
@@ -200,7 +200,7 @@ def settings(folder: Path, count: int, seed: int) -> Counter:
 def given_to_plan(scale: str, name: str, case: str) -> str:
     """What ``plan`` makes of the settings; a fault of it is printed."""
     said = io.StringIO()
-    for arguments in (["plan", scale], ["plan"]):
+    for arguments in (["plan", scale], ["plan"], ["make", "--scale", scale]):
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(said):
                 code = cli.main(arguments)
@@ -216,6 +216,9 @@ def given_to_plan(scale: str, name: str, case: str) -> str:
 # --- damage -----------------------------------------------------------------------------------
 
 
+SEEDS = (0, 1)
+
+
 def small_home(folder: Path) -> Path:
     """A project with prepared data, and a run of two seeds that left everything."""
     home = folder / "small"
@@ -225,7 +228,7 @@ def small_home(folder: Path) -> Path:
     prepare("digits10", home / "data" / "demo" / "cinic10", train=64, validation=16, test=50)
     with chdir(PROJECT):
         plan = live.plan("resnet18", we={"attention": "se"}, epochs=1)
-    plan |= {"run": "a", "code": {}, "model_options": {"width": 8}, "seeds": [0, 1]}
+    plan |= {"run": "a", "code": {}, "model_options": {"width": 8}, "seeds": list(SEEDS)}
     with chdir(home):
         data, runs, states = record.read_data(plan), {}, {}
         for seed in plan["seeds"]:
@@ -246,8 +249,7 @@ def read_data(path: Path) -> object:
 
 
 def read_models(path: Path) -> object:
-    seeds = json.loads(path.with_name("seeds.json").read_text())[path.stem]
-    return [shown(load(path, seed).state_dict()) for seed in seeds]
+    return [shown(load(path, seed).state_dict()) for seed in SEEDS]
 
 
 def read_run(path: Path) -> object:
@@ -281,12 +283,8 @@ READERS: dict[str, Callable[[Path], object]] = {
 def damage(folder: Path, count: int, seed: int) -> Counter:
     """One byte of a file flipped, or its end cut off: noticed when it is next read."""
     outcomes, home = Counter(), small_home(folder)
-    seeds = {"a": [0, 1]}
-    (home / "models" / "demo" / "seeds.json").write_text(json.dumps(seeds))
     kinds = {pattern: sorted(home.glob(pattern)) for pattern in READERS}
-    assert all(kinds.values()), kinds
-    with redirect_stdout(io.StringIO()), chdir(home):
-        whole = {path: READERS[kind](path) for kind, paths in kinds.items() for path in paths}
+    whole = {path: READERS[kind](path) for kind, paths in kinds.items() for path in paths}
     for i in range(count):
         chance = random.Random(f"{seed} {i}")
         kind = list(READERS)[i % len(READERS)]
@@ -298,28 +296,28 @@ def damage(folder: Path, count: int, seed: int) -> Counter:
         else:
             del changed[at:]
         path.write_bytes(changed)
-        said, name = io.StringIO(), f"{path.relative_to(home)} at byte {at}"
-        try:
-            with redirect_stdout(said), chdir(home):
-                found = READERS[kind](path)
-            if found == whole[path]:
-                outcome = "says what it said"
-            elif (
-                found is None
-                and said.getvalue().count("is damaged: this seed is trained anew") == 1
-            ):
-                outcome = "trained anew"
-            else:
-                outcome = f"{LOST}: another content"
-        except (ValueError, FileNotFoundError) as error:
-            outcome = "refused in a sentence" if "\n" not in str(error) else f"{LOST}: no sentence"
-        except Exception as error:  # noqa: BLE001
-            outcome = f"{LOST}: {type(error).__name__}: {error}"
+        outcome = read_again(READERS[kind], path, whole[path])
         if outcome.startswith(LOST):
-            print(f"  {seed} {i}: {name}: {outcome}")
+            print(f"  {seed} {i}: {path.relative_to(home)} at byte {at}: {outcome}")
         path.write_bytes(contents)
         outcomes[outcome] += 1
     return outcomes
+
+
+def read_again(read: Callable[[Path], object], path: Path, whole: object) -> str:
+    """What comes of a damaged file."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            found = read(path)
+    except (ValueError, FileNotFoundError) as error:
+        return f"{LOST}: no sentence" if "\n" in str(error) else "refused in a sentence"
+    except Exception as error:  # noqa: BLE001 - this is what is looked for
+        return f"{LOST}: {type(error).__name__}: {error}"
+    if found == whole:
+        return "says what it said"
+    anew = found is None and said.getvalue().endswith("is damaged: this seed is trained anew\n")
+    return "trained anew" if anew else f"{LOST}: another content"
 
 
 # --- killed, and full -------------------------------------------------------------------------
@@ -330,8 +328,14 @@ def fingerprints(home: Path) -> dict[str, str]:
     patterns = ("results/*/*.json", "results/*/curves/*", "results/*/tables/*", "models/**/*")
     patterns += ("data/*/*/*", "reports/**/*", "playground/*", "dvc.lock", "scales/*/dvc.lock")
     paths = {path for pattern in patterns for path in home.glob(pattern) if path.is_file()}
+
+    def fingerprint(path: Path) -> str:
+        if path.name == "dvc.lock":  # stages stand in the order in which they ended
+            return files.digest(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
     return {
-        str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(home)): fingerprint(path)
         for path in sorted(paths)
         if path.name != "provenance.json"
     }
@@ -344,7 +348,7 @@ def differences(home: Path, whole: dict[str, str]) -> list[str]:
 
 
 def started(home: Path, *words: str, **variables: str) -> subprocess.Popen:
-    """A command of the study in a folder, in a session of its own."""
+    """A command of the study, started in a folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(home)}
     log = tempfile.TemporaryFile("w+")  # not in the folder, whose disk may be full
@@ -517,7 +521,9 @@ def full(folder: Path, count: int, seed: int) -> Counter:
             while True:
                 process = started(home, "make", TMPDIR=str(disk / "tmp"))
                 try:
-                    failed = process.wait(chance.uniform(1, PATIENCE) if fills < count else None)
+                    failed = process.wait(
+                        chance.uniform(1, 4 * PATIENCE) if fills < count else None
+                    )
                     if failed:
                         outcomes[f"{LOST}: make failed"] += 1
                         print(f"  {seed} {fills}: {said(process)}")
@@ -542,7 +548,7 @@ PARTS = {
     "full": (full, 20, 0),
 }
 #: The longest that a command is left alone, in seconds.
-PATIENCE = 40
+PATIENCE = 60
 
 
 def main() -> int:
