@@ -184,7 +184,10 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
                 raise ValueError(f"{path} has the seeds {seeds}, not {seed}")
             prefix = f"{seed}."
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            state = OrderedDict((n.removeprefix(prefix), file.get_tensor(n)) for n in names)
+            # Copied to where torch puts tensors: sums depend on it in their last bits.
+            state = OrderedDict(
+                (name.removeprefix(prefix), file.get_tensor(name).clone()) for name in names
+            )
     except SafetensorError:
         raise ValueError(f"{path} is damaged, or no .safetensors file: bring it anew") from None
     if _checksum(state) != metadata["checksums"][str(seed)]:

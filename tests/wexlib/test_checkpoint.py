@@ -167,6 +167,13 @@ def test_a_model_keeps_its_dtype(dtype, tmp_path):
     assert all(p.dtype == dtype and p.requires_grad for p in other.parameters())
 
 
+def test_tensors_lie_as_torch_puts_them(tmp_path):
+    """Elsewhere products of matrices differ in their last bits."""
+    path = tmp_path / "net.safetensors"
+    save(path, excite(resnet(), OURS), **RESNET)
+    assert not any(p.data_ptr() % 64 for p in load(path).parameters())
+
+
 def test_a_model_with_attention_on_its_feature_maps_is_refused(tmp_path):
     model = attend(resnet(), SE(), where=r"^layer1\.0$")
     with pytest.raises(ValueError, match="cannot be rebuilt from its file"):
