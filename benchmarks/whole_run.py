@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import wexlib
@@ -177,8 +176,9 @@ def _epoch(
         for _ in range(2 if warm else len(splits["train"])):
             with timed("data"):
                 images, labels = next(batches)
-            with parametrize.cached():
+            with ExitStack() as precomputed:
                 with timed("excitation"):
+                    precomputed.enter_context(wexlib.precompute(model))
                     weights = excitation_of(model) if excited else []
                 with timed("forward"):
                     loss = F.cross_entropy(model(images), labels)
