@@ -198,8 +198,8 @@ class Captured:
 
     def _first(self, form: tuple, args: tuple) -> object:
         self._graph = self._graph or GRAPHS[form[-1].type](form[-1])
-        self._calls[form] += 1
         result = self._graph.call(lambda: self.function(*args))
+        self._calls[form] += 1
         if self._graph.looked and self._calls[form] == FIRST_CALLS:
             self._refuse("it waits for a number of the GPU")
         return result
