@@ -1,7 +1,8 @@
 """All excited weights of a model at once, on a GPU: by a graph, or beside a step's other work."""
 
 import warnings
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -40,11 +41,16 @@ def lend(
     device = tensors[0].original.device
     if WHOLE.within or capturing(device):
         beside = GRAPHS[device.type].beside(device)
-        computed = {tensor: beside.compute(tensor) for tensor in tensors}
-        waits = {tensor: partial(beside.wait, *made) for tensor, made in computed.items()}
+        shapes, lent, waits = defaultdict(list), {}, {}
+        for tensor in tensors:
+            shapes[tensor.original.shape].append(tensor)
+        for alike in shapes.values():
+            values, done = beside.compute(partial(_computed, alike))
+            for tensor, value in zip(alike, values, strict=True):
+                lent[tensor], waits[tensor] = value, partial(beside.wait, value, done)
         before, LENT.waits = LENT.waits, LENT.waits | waits
         try:
-            yield {tensor: value for tensor, (value, _) in computed.items()}
+            yield lent
         finally:
             LENT.waits = before
             beside.join()
@@ -115,23 +121,33 @@ def _all_that_counts(tensors: list[ExcitedTensor]) -> list | None:
 
 def _capture(tensors: list[ExcitedTensor]) -> Replayed | None:
     """Their graphs; None for tensors of several devices or dtypes, or nets that keep a state."""
-    named = [dict(tensor.named_parameters(remove_duplicate=False)) for tensor in tensors]
-    parameters = list({id(p): p for one in named for p in one.values()}.values())
-    state = any(
-        name != "strength"
-        for tensor in tensors
-        for module in tensor.modules()
-        for name in module._buffers
+    every = _Every(tensors)
+    parameters, named = (
+        list(every.parameters()),
+        dict(every.named_parameters(remove_duplicate=False)),
     )
+    state = any(name != "strength" for m in below(every) for name in m._buffers)
     if state or len({(p.device, p.dtype) for p in parameters}) > 1:
         return None
     at = {id(p): i for i, p in enumerate(parameters)}
-    places = [{name: at[id(p)] for name, p in one.items()} for one in named]
+    places = {name: at[id(p)] for name, p in named.items()}
 
     def compute(given: list[Tensor]) -> list[Tensor]:
-        return [
-            functional_call(tensor, {name: given[i] for name, i in place.items()}, ())
-            for tensor, place in zip(tensors, places, strict=True)
-        ]
+        return functional_call(every, {name: given[i] for name, i in places.items()}, ())
 
     return Replayed(compute, parameters)
+
+
+class _Every(nn.Module):
+    """Excited tensors as one module, for others in the place of their parameters."""
+
+    def __init__(self, tensors: list[ExcitedTensor]):
+        super().__init__()
+        self.tensors = nn.ModuleList(tensors)
+
+    def forward(self) -> list[Tensor]:
+        return _computed(self.tensors)
+
+
+def _computed(tensors: Iterable[ExcitedTensor]) -> list[Tensor]:
+    return [tensor() for tensor in tensors]

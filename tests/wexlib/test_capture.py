@@ -223,13 +223,16 @@ def test_copies_and_pickles_hold_no_graph():
         assert torch.equal(other(x), x.sin()) and other._graph.replays == 0
 
 
-def test_within_a_step_each_layer_waits_for_its_own_weight():
-    training = Training(OURS)
+def test_within_a_step_each_layer_waits_for_the_weights_of_its_shape():
+    training = Training(None)
+    training.model.insert(4, nn.Conv2d(8, 8, 3, groups=2))
+    excite(training.model, OURS)
+    training.optimizer.add_param_group({"params": [*training.model[4].parameters()]})
     step = Captured(training.step)
     x, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
-    shapes = [tuple(slot.tensor.original.shape) for slot in excited(training.model)]
-    order = ["fork", *(("computed", shape) for shape in shapes)]
-    order += [("waited", shape, i + 2) for i, shape in enumerate(shapes)] + ["join"]
+    stem, alike = (8, 3, 3, 3), (8, 4, 3, 3)
+    order = ["fork", ("computed", 1, stem), ("computed", 2, alike)]
+    order += [("waited", stem, 2), ("waited", alike, 3), ("waited", alike, 3), "join"]
     for _ in range(FIRST_CALLS + 1):
         Beside.said.clear()
         step(x, labels)

@@ -34,7 +34,7 @@ class Beside:
         self.stream, self.main = _stream(device), torch.cuda.current_stream(device)
         self.stream.wait_stream(self.main)
 
-    def compute(self, function: Callable[[], Tensor]) -> tuple[Tensor, torch.cuda.Event]:
+    def compute(self, function: Callable) -> tuple[object, torch.cuda.Event]:
         """``function()``, and the event that it is done."""
         with torch.cuda.stream(self.stream):
             return function(), self.stream.record_event()
