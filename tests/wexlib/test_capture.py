@@ -594,12 +594,15 @@ def test_accumulation_over_batches():
 def test_a_late_backward_pass_says_so(late):
     model = excite(network(), SE_WS)
     train(model, 3)
+    x = images().requires_grad_()
     with precompute(model):
-        loss = model(images()).square().mean()
+        loss = model(x).square().mean()
     loss.backward(retain_graph=True)
     if late == "new block":
         with precompute(model):
             model(images())
+        with pytest.raises(RuntimeError, match="modified by an inplace"):
+            torch.autograd.grad(loss, x)  # which needs the weights, and no gradient of theirs
     else:
         with torch.no_grad():
             model[1][0].parametrizations.weight.original.mul_(2)
