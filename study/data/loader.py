@@ -32,6 +32,9 @@ class Data:
     def labels(self, split: str) -> np.ndarray:
         return self.splits[choose(split, SPLITS, "split")][1]
 
+    def count(self, split: str) -> int:
+        return len(self.labels(split))
+
     @property
     def classes(self) -> int:
         return self.meta["classes"]
@@ -159,7 +162,7 @@ class Loader:
         corners = torch.randint(2 * self.pad + 1, (2, n), generator=generator)
         source = (order + n * mirrored if self.flip else order).to(device)
         order, (top, left) = order.to(device), corners.to(device)
-        for start in range(0, n, self.batch_size):
+        for start in range(getattr(self,"first",0)*self.batch_size, n, self.batch_size):
             batch = slice(start, start + self.batch_size)
             if self._augmented:
                 images = self._images[source[batch], :, top[batch], left[batch]]
@@ -171,3 +174,9 @@ class Loader:
                 images.to(self.dtype, memory_format=self._memory_format),
                 self.labels[order[batch]],
             )
+
+
+def loader(data, split, *, part=(0, 1), **options):
+    made = Loader(data, split, **options)
+    made.first = 0
+    return made

@@ -149,6 +149,8 @@ def _plan(params: dict, scale: str, data: dict, name: str, key: str, run: object
         "seeds": seeds(spec.get("seeds") if own is None else own, f"{dot or 'train.'}seeds"),
         "threads": number(1, whole=True)(spec.get("threads"), f"scales.{scale}.threads"),
     }
+    plan["data"] = plan["data"] | {"task": "classification"}
+    plan["train"]["sync_batch_norm"] = False
     _check(plan, key or "model")
     return plan
 

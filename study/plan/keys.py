@@ -104,7 +104,7 @@ TRAIN = {
     "schedule": one_of("constant", "step", "cosine", "onecycle"),
     "milestones": list_of(number(1, whole=True)),
     "gamma": number(0, 1, strict=True),
-    "precision": one_of("float32", "bf16"),
+    "precision": one_of("float32", "bf16", "fp16"),
     "channels_last": flag,
 }
 

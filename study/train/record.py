@@ -105,27 +105,30 @@ def say(text: str) -> None:
 
 def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
     """Write the four files of a finished run, the result last; return the result."""
+    from study.train.tasks import NAMES, TASKS
     from wexlib.checkpoint import save
 
     name, scale, seeds = plan["run"], plan["scale"], list(runs)
+    metric = TASKS[plan["data"]["task"]].metric
     histories = [runs[seed].history for seed in seeds]
     last = [history[-1] for history in histories]
-    best = [max(history, key=lambda row: row["test_accuracy"]) for history in histories]
+    best = [max(history, key=lambda row: row[f"test_{metric}"]) for history in histories]
     model = runs[seeds[0]].model
     result = {
         "run": name,
         "scale": scale,
         "data": plan["data"]
         | {"classes": data.classes, "image_size": list(data.image_size)}
-        | {split: len(data.labels(split)) for split in ("train", "validation", "test")},
+        | {split: data.count(split) for split in ("train", "validation", "test")},
         "config": {k: plan[k] for k in ("model", "model_options", "we", "recipe", "train", "code")},
         "parameters": sum(p.numel() for p in model.parameters()),
         "seeds": seeds,
-        "test_last": [row["test_accuracy"] for row in last],
-        "test_best_epoch": [row["test_accuracy"] for row in best],
+        "metric": NAMES[metric],
+        "test_last": [row[f"test_{metric}"] for row in last],
+        "test_best_epoch": [row[f"test_{metric}"] for row in best],
         "best_epoch": [row["epoch"] for row in best],
-        "validation_last": [row["validation_accuracy"] for row in last],
-        "train_last": [row["train_accuracy"] for row in last],
+        "validation_last": [row[f"validation_{metric}"] for row in last],
+        "train_last": [row[f"train_{metric}"] for row in last],
     }
     models = {seed: run.model for seed, run in runs.items()}
     built_of = {
@@ -173,14 +176,15 @@ def write_not_run(plan: dict) -> dict:
 
 
 def metrics(result: dict) -> dict:
-    """What ``dvc exp show`` has a column for: means over seeds, accuracies in percent."""
+    """What ``dvc exp show`` has a column for: means over seeds, in percent."""
 
     def mean(key: str) -> float:
         return round(sum(result[key]) / len(result[key]), 2)
 
+    metric = result["metric"].replace(" ", "_")
     return {
-        "accuracy": mean("test_last"),
-        "train_accuracy": mean("train_last"),
+        metric: mean("test_last"),
+        f"train_{metric}": mean("train_last"),
         "parameters": result["parameters"],
     }
 

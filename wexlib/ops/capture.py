@@ -1,0 +1,2 @@
+def Captured(function):
+    return function
