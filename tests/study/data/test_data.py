@@ -8,7 +8,7 @@ import pytest
 import torch
 from tampering import Bomb, fingerprint
 
-from study.data import sources
+from study.data import digits
 from study.data.datasets import prepare
 from study.data.loader import SPLITS, Data, Loader, load, loader
 from study.files import digest
@@ -70,7 +70,7 @@ def test_train_validation_and_test_are_disjoint_scans(tmp_path):
 
 
 def test_digits100_is_composed_of_each_splits_own_scans(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "NOISE", 0)
+    monkeypatch.setattr(digits, "NOISE", 0)
     prepare("digits10", tmp_path / "scans")
     prepare("digits100", tmp_path / "pairs", train=1000, test=1000)
     scans, pairs = load(tmp_path / "scans"), load(tmp_path / "pairs")
