@@ -146,7 +146,7 @@ def picture(path: Path, mode: str | None = "RGB") -> "Image.Image":
     Raises:
         FileNotFoundError, ValueError: it is missing or broken; it is named.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(path.read_bytes()))
@@ -154,6 +154,8 @@ def picture(path: Path, mode: str | None = "RGB") -> "Image.Image":
         return image.convert(mode) if mode else image
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing (is the copy complete?)") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is a broken image (of no known format): {AGAIN}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is a broken image ({error}): {AGAIN}") from None
 

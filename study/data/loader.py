@@ -390,6 +390,7 @@ class Stream:
             num_workers=self.workers,
             collate_fn=self._files.collate,
             pin_memory=self.device.type == "cuda",
+            generator=generator_of(self.seed, self.epoch),  # or it draws from the global one
         )
         for batch in batches:
             if isinstance(batch, Exception):
