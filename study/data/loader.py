@@ -162,7 +162,7 @@ class Loader:
         corners = torch.randint(2 * self.pad + 1, (2, n), generator=generator)
         source = (order + n * mirrored if self.flip else order).to(device)
         order, (top, left) = order.to(device), corners.to(device)
-        for start in range(getattr(self,"first",0)*self.batch_size, n, self.batch_size):
+        for start in range(getattr(self, "first", 0) * self.batch_size, n, self.batch_size):
             batch = slice(start, start + self.batch_size)
             if self._augmented:
                 images = self._images[source[batch], :, top[batch], left[batch]]

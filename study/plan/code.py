@@ -68,7 +68,7 @@ def words(plan: object, key: str = "") -> set[str]:
     if isinstance(plan, dict):
         return set().union(*(words(value, name) for name, value in plan.items()))
     if isinstance(plan, list):
-        return set().union(*(words(value) for value in plan))
+        return set().union(*(words(value, key) for value in plan))
     if plan in (None, False, 0, "none"):
         return {"none"}
     return {key, plan} if isinstance(plan, str) else {key}

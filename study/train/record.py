@@ -79,10 +79,13 @@ def read_plan(run: str) -> dict:
 
 
 def read_data(plan: dict) -> "Data":
-    """The prepared arrays of the plan's dataset role."""
+    """The prepared data of the plan's dataset role, or of the playground."""
     from study.data.loader import load
 
-    return load(root() / "data" / plan["scale"] / plan["data"]["role"])
+    own = plan["run"] == PLAYGROUND
+    return load(
+        root() / "data" / (PLAYGROUND if own else f"{plan['scale']}/{plan['data']['role']}")
+    )
 
 
 def state_file(plan: dict, seed: int) -> Path:
