@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.data import scenes
+from study.data import digits
 from study.data.loader import Data
 from study.figures import datasets as dataset_figures
 from study.figures import plots as figures
@@ -67,9 +67,9 @@ def test_samples_show_images_of_the_class_that_stands_above(classes, axes):
 
 
 def test_figures_of_scenes_and_clips_show_all_of_them():
-    figure = dataset_figures.scenes(*scenes.scenes("train", 3), "Title")
+    figure = dataset_figures.scenes(*digits.scenes("train", 3), "Title")
     assert len(figure.axes) == 6 and len(figure.legends[0].get_texts()) == 11
-    clips, _ = scenes.moving_digits("train", 2, frames=4)
+    clips, _ = digits.moving_digits("train", 2, frames=4)
     figure = dataset_figures.clips(clips, ["left", "up"], "Title")
     assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["left", "up"]
     assert all(axes.images for axes in figure.axes)

@@ -201,7 +201,12 @@ PLANS = {
         ("wexlib/attention.py", "class SE(", "# Why.\nclass SE(", set()),
         ("wexlib/describe.py", "def describe(model", "def describe(network", set()),
         ("wexlib/attention.py", '{"se": SE,', '{"mine": SE, "se": SE,', set()),
-        ("study/data/sources.py", '"digits10": ', '"mine": _digits10,\n    "digits10": ', set()),
+        (
+            "study/data/sources.py",
+            '"digits10": ',
+            '"mine": digits.digits10,\n    "digits10": ',
+            set(),
+        ),
         ("wexlib/models.py", "class ResNet(", "class ResNet(nn.Sequential, ", set(PLANS)),
         ("study/train/loop.py", "EVALUATION_BATCH = 500", "EVALUATION_BATCH = 5", set(PLANS)),
     ],
