@@ -62,6 +62,7 @@ def prepare(
                 (temporary / f"{split}_{kind}.npy").write_bytes(buffer.getbuffer())
         meta = {
             "dataset": dataset,
+            "task": source.task,
             "about": source.about,
             "origin": source.origin,
             "seed": seed,

@@ -14,13 +14,16 @@ from study.files import digest
 from wexlib.names import choose
 
 SPLITS = ("train", "validation", "test")
+#: The target of a pixel that is of no class.
+IGNORED = 255
 
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of a prepared dataset: images (N, C, H, W) uint8 and labels (N,) int64 of each.
+    """The splits of a prepared dataset: inputs and targets of each, and its ``meta.json``.
 
-    ``meta`` is its ``meta.json``.
+    Inputs are images (N, C, H, W) or clips (N, C, T, H, W), uint8; targets labels (N,) int64, or
+    masks (N, H, W) uint8, 255 where a pixel is of no class.
     """
 
     meta: dict
@@ -36,13 +39,18 @@ class Data:
         return len(self.labels(split))
 
     @property
+    def task(self) -> str:
+        """classification, segmentation or video."""
+        return self.meta["task"]
+
+    @property
     def classes(self) -> int:
         return self.meta["classes"]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return tuple(self.meta["image_shape"][1:])
+        return tuple(self.meta["image_shape"][-2:])
 
 
 def load(folder: str | Path) -> Data:
@@ -85,17 +93,54 @@ def load(folder: str | Path) -> Data:
     return Data(meta, splits)
 
 
-class Loader:
-    """Batches of a split, cut from one uint8 tensor on the device: images and labels.
+def generator_of(seed: int, *numbers: int) -> torch.Generator:
+    """A generator that follows from a seed and what the numbers count: an epoch, an image."""
+    state = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
-    Images are (B, C, H, W) in ``dtype``, normalized by the dataset's mean and standard deviation;
-    labels (B,) int64. The last batch may be smaller. ``augment`` crops each image at random from
-    its zero-padded self (``pad`` pixels a side, zeros before the normalization) and mirrors every
-    second one (``flip``); both default to what suits the dataset.
+
+def shares(count: int, batch_size: int, first: int, part: tuple[int, int]) -> Iterator[slice]:
+    """The rows of each batch, from the batch ``first`` on, that belong to ``part``."""
+    rank, world = part
+    for start in range(first * batch_size, count, batch_size):
+        rows = min(batch_size, count - start)
+        yield slice(start + rows * rank // world, start + rows * (rank + 1) // world)
+
+
+def memory_format(channels_last: bool, dimensions: int) -> torch.memory_format:
+    """That of batches of images (3 dimensions) or clips (4)."""
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last if dimensions == 3 else torch.channels_last_3d
+
+
+class Normalize:
+    """uint8 batches to float32 by (x/255 - mean)/sd: one multiplication and one addition."""
+
+    def __init__(self, meta: dict, device: torch.device | str, dimensions: int):
+        mean, sd = (torch.tensor(meta[key], dtype=torch.float64) for key in ("mean", "sd"))
+        shape = (-1, *[1] * (dimensions - 1))
+        self.scale = (1 / (255 * sd)).to(device, torch.float32).view(shape)
+        self.shift = (-mean / sd).to(device, torch.float32).view(shape)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(torch.float32).mul_(self.scale).add_(self.shift)
+
+
+class Loader:
+    """Batches of a split, cut from one uint8 tensor on the device: inputs and targets.
+
+    Inputs are images (B, C, H, W) or clips (B, C, T, H, W) in ``dtype``, normalized by the
+    dataset's mean and standard deviation; targets labels (B,) or masks (B, H, W), int64. The last
+    batch may be smaller. ``augment`` crops each image, or all frames of a clip alike, at random
+    from its zero-padded self (``pad`` pixels a side, zeros before the normalization; 255 in a mask)
+    and mirrors every second one (``flip``); both default to what suits the dataset.
 
     The order and the augmentation are a function of ``seed`` and :attr:`epoch` alone: drawn on the
     CPU, one draw an image, by a generator of their own, so every device and whatever else draws
     random numbers sees the same. Set :attr:`epoch` before each epoch; without it, epochs repeat.
+    :attr:`first` is the number of batches that are left out at its beginning. Of each batch this
+    process gets its share of the rows: ``part`` is its number and how many there are.
 
     Raises:
         ValueError: no images in the split, or a batch size or padding out of range.
@@ -115,12 +160,14 @@ class Loader:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ):
-        self.epoch = 0
+        self.epoch = self.first = 0
         self.batch_size, self.shuffle, self.seed, self.dtype = batch_size, shuffle, seed, dtype
+        self.part, self.device = part, device
         self.pad = (data.meta["pad"] if pad is None else pad) if augment else 0
         self.flip = (data.meta["flip"] if flip is None else flip) if augment else False
-        images = torch.from_numpy(data.images(split))
+        images, targets = torch.from_numpy(data.images(split)), torch.from_numpy(data.labels(split))
         if not len(images):
             raise ValueError(f"{data.meta['dataset']} was prepared with no images for {split}")
         if batch_size < 1 or self.pad < 0:
@@ -128,55 +175,57 @@ class Loader:
                 f"expected a batch size of at least 1 and no negative padding, got {batch_size} "
                 f"and {self.pad}"
             )
-        self.labels = torch.from_numpy(data.labels(split)).to(device)
+        self._count, self._shape = len(images), images.shape[1:]
         self._augmented = self.pad > 0 or self.flip
-        self._images = images.to(device)
+        self._images, self._targets = images.flatten(1, -3).to(device), targets.to(device)
         if self._augmented:
-            self._images = self._crops(self._images)
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        # (x/255 - mean)/sd as one multiplication and one addition.
-        mean, sd = (torch.tensor(data.meta[key], dtype=torch.float64) for key in ("mean", "sd"))
-        self._scale = (1 / (255 * sd)).to(device, torch.float32)[:, None, None]
-        self._shift = (-mean / sd).to(device, torch.float32)[:, None, None]
+            self._images = self._crops(self._images, 0)
+            if targets.dim() > 1:
+                self._targets = self._crops(self._targets[:, None], IGNORED)
+        self._normalize = Normalize(data.meta, device, len(self._shape))
+        self._memory_format = memory_format(channels_last, len(self._shape))
 
-    def _crops(self, images: torch.Tensor) -> torch.Tensor:
+    def _crops(self, images: torch.Tensor, outside: int) -> torch.Tensor:
         """Every crop of every image and, N places on, of its mirror image, as a view.
 
         (2N, C, 2·pad + 1, 2·pad + 1, H, W), or N of them where nothing is mirrored.
         """
         height, width = images.shape[2:]
-        padded = F.pad(images, [self.pad] * 4)
+        padded = F.pad(images, [self.pad] * 4, value=outside)
         if self.flip:
             padded = torch.cat([padded, padded.flip(3)])
         return padded.unfold(2, height, 1).unfold(3, width, 1)
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return -(-self._count // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        n, device = len(self.labels), self.labels.device
-        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+        n, device = self._count, self._targets.device
+        generator = generator_of(self.seed, self.epoch)
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         mirrored = torch.randint(2, (n,), generator=generator)
         corners = torch.randint(2 * self.pad + 1, (2, n), generator=generator)
         source = (order + n * mirrored if self.flip else order).to(device)
         order, (top, left) = order.to(device), corners.to(device)
-        for start in range(getattr(self,"first",0)*self.batch_size, n, self.batch_size):
-            batch = slice(start, start + self.batch_size)
+        for batch in shares(n, self.batch_size, self.first, self.part):
+            crop = source[batch], slice(None), top[batch], left[batch]
             if self._augmented:
-                images = self._images[source[batch], :, top[batch], left[batch]]
+                images = self._images[crop]
             else:
                 images = self._images.index_select(0, order[batch])
+            if self._augmented and self._targets.dim() > 1:
+                targets = self._targets[crop].squeeze(1)
+            else:
+                targets = self._targets[order[batch]]
             # On the CPU, channels last is three times as fast after the arithmetic as before it.
-            images = images.to(torch.float32).mul_(self._scale).add_(self._shift)
-            yield (
-                images.to(self.dtype, memory_format=self._memory_format),
-                self.labels[order[batch]],
-            )
+            images = self._normalize(images.view(-1, *self._shape))
+            yield images.to(self.dtype, memory_format=self._memory_format), targets.long()
 
 
-def loader(data, split, *, part=(0, 1), **options):
-    made = Loader(data, split, **options)
-    made.first = 0
-    return made
+def loader(data: Data, split: str, **options) -> "Loader":
+    """The batches of a split, with what :class:`Loader` takes.
+
+    It has a length, the number of batches of an epoch, and what is set before one is iterated:
+    ``epoch``, and ``first``, the number of its batches to leave out.
+    """
+    return Loader(data, split, **options)

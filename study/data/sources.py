@@ -37,6 +37,7 @@ class Source:
     sd: list[float]
     pad: int
     flip: bool
+    task: str = "classification"
 
 
 def from_arrays(
