@@ -1,7 +1,5 @@
 """Start a run's processes, from the notebook."""
 
-import signal
-
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
