@@ -22,7 +22,8 @@ def plan(scale: str | None) -> None:
 
     home = root()
     if scale is None:
-        clear(home / PLAYGROUND / "plan.json")
+        for name in ("plan", "data"):
+            clear(home / PLAYGROUND / f"{name}.json")
         made = config.write_playground(home, DATASETS)
         print(f"the playground is planned at scale {made['scale']}")
         return
@@ -35,17 +36,19 @@ def plan(scale: str | None) -> None:
     print(f"{len(config.write_plans(home, scale, DATASETS))} runs planned at scale {scale}")
 
 
-def data(scale: str, role: str) -> None:
-    """Prepare the arrays of a dataset role."""
+def data(name: str) -> None:
+    """Prepare the arrays of a role, ``<scale>/<role>``, or those of the ``playground``."""
     from study.data.datasets import prepare
 
-    file = root() / "scales" / scale / "plan" / "data" / f"{role}.json"
+    scale, _, role = name.partition("/")
+    plans = root() / "scales" / scale / "plan" / "data"
+    file = root() / PLAYGROUND / "data.json" if name == PLAYGROUND else plans / f"{role}.json"
     spec = json.loads(file.read_text(encoding="utf-8"))
-    folder = root() / "data" / scale / role
+    folder = root() / "data" / name
     clear(folder)
     if "missing" in spec:
         write_json(folder / "meta.json", {"missing": spec["missing"]})
-        print(f"{role} at scale {scale}: {spec['missing']}")
+        print(f"{name}: {spec['missing']}")
         return
     sizes = {key: spec[key] for key in ("train", "validation", "test")}
     prepare(spec["dataset"], folder, **sizes)
@@ -64,7 +67,7 @@ def run(name: str) -> None:
         clear(path)
     if "missing" in plan["data"]:
         write_not_run(plan)
-        print(f"{name} is not run: it {plan['data']['missing']}")
+        print(f"{name} is not run: {plan['data']['missing']}")
         return
     executed = root() / "build" / "executed" / f"{name}.ipynb"
     pinned = {} if plan["scale"] in REAL else ENVIRONMENT
@@ -142,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for function, names in (
         (plan, ["scale"]),
-        (data, ["scale", "role"]),
+        (data, ["name"]),
         (run, ["name"]),
         (tables, ["scale"]),
         (chapter, ["scale", "notebook"]),
