@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from study.files import clear, root
@@ -104,12 +105,26 @@ def _make(home: Path, scale: str | None, jobs: int | None, only: str | None) -> 
     print(f"scale {scale}: done in {(time.monotonic() - began) / 60:.1f} min")
 
 
-def _jobs() -> int:
-    """Runs take one core each; a GPU takes one run at a time."""
-    import shutil
+def _gpus() -> list[str]:
+    """The machine's GPUs, those of them that ``CUDA_VISIBLE_DEVICES`` names if it is set."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    there = [str(i) for i in range(len(re.findall("^GPU ", listed.stdout, re.MULTILINE)))]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return there
+    named = [name.strip() for name in named.split(",")]
+    # As CUDA reads it: up to the first that is not there; a name may be a GPU's identifier.
+    known = (name in there or name.startswith(("GPU-", "MIG-")) for name in named)
+    return [name for name, _ in zip(named, takewhile(bool, known), strict=False)]
 
-    if shutil.which("nvidia-smi"):
-        return 1
+
+def _jobs() -> int:
+    """A GPU takes one run at a time; without one a run takes one core."""
+    if gpus := _gpus():
+        return len(gpus)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -136,15 +151,19 @@ def _shares(home: Path, stages: list[str], jobs: int, what: str) -> None:
 
     ``what`` a stage makes, in a word.
     """
-    jobs = min(jobs, len(stages))
-    print(f"{len(stages)} {what}s, {jobs} at a time", flush=True)
+    jobs, gpus = min(jobs, len(stages)), _gpus()
+    # Of each share: one GPU, and its name where there are several.
+    sees = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(jobs)]
+    names = [f"GPU {seen['CUDA_VISIBLE_DEVICES']}: " if gpus[1:] else "" for seen in sees]
+    on = f", on {len(set(names))} GPUs" if gpus[1:] else ""
+    print(f"{len(stages)} {what}s, {jobs} at a time{on}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(i) for i in range(jobs)]
         logs = [home / "build" / "log" / f"make-{i}.log" for i in range(jobs)]
         logs[0].parent.mkdir(parents=True, exist_ok=True)
         processes = []
         for i in range(jobs):
-            environment = os.environ | {"WEXLIB_PROGRESS": str(files[i])}
+            environment = os.environ | sees[i] | {"WEXLIB_PROGRESS": str(files[i])}
             with logs[i].open("w") as log:
                 processes.append(
                     _dvc(
@@ -164,8 +183,8 @@ def _shares(home: Path, stages: list[str], jobs: int, what: str) -> None:
             done = sum(map(len, begun))
             # A chapter says nothing of its own: its name then.
             lines = [
-                line if file.is_file() or not names else names[-1]
-                for line, file, names in zip(lines, files, begun, strict=True)
+                name + (line if file.is_file() or not started else started[-1])
+                for name, line, file, started in zip(names, lines, files, begun, strict=True)
             ]
             return f"{what} {done} of {len(stages)}   " + "   |   ".join(lines)
 

@@ -26,8 +26,8 @@ CHOICES = {
     "study.plan.network.EXCITATIONS",
     "study.plan.network.STACKED",
 }
-#: Modules that look at a network and change nothing.
-LOOKING = {"wexlib.describe"}
+#: Modules that change no number: they look at a network, or start what trains it.
+LOOKING = {"wexlib.describe", "study.train.processes"}
 Statements = list[ast.stmt]
 
 

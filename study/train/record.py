@@ -100,10 +100,18 @@ def state_file(plan: dict, seed: int) -> Path:
     return home / "build" / "unfinished" / plan["scale"] / f"{plan['run']}-{digest}" / f"{seed}.pt"
 
 
-def say(text: str) -> None:
-    """Show progress outside the notebook: the pipeline prints what this file holds."""
+def say(plan: dict, row: dict) -> str:
+    """How far a run is, after an epoch with this row: a line, which the pipeline shows too."""
+    from study.train.tasks import TASKS
+
+    metric = TASKS[plan["data"]["task"]].metric
+    text = (
+        f"seed {row['seed']}  epoch {row['epoch']}/{plan['train']['epochs']}"
+        f"  loss {row['train_loss']:.3f}  test {row[f'test_{metric}']:.2f} %"
+    )
     if path := os.environ.get("WEXLIB_PROGRESS"):
         write_text(Path(path), text)
+    return text
 
 
 def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:

@@ -1,12 +1,8 @@
 """CUDA graphs, with a tape in their place: the same operations in the same order and memory."""
 
-import copy
-import pickle
-import warnings
-
 import pytest
 import torch
-from networks import OURS, SE_WS, images, resnet
+from networks import OURS, SE_WS, resnet
 from tape import Beside, Tape
 from torch import nn
 from torch.nn import functional as F
