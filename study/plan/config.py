@@ -77,7 +77,9 @@ def data_plans(params: dict, scale: str, datasets: Iterable[str]) -> dict[str, d
             "dataset": choose(given.get("dataset"), datasets, f"{key}.dataset"),
             "stand_in": given["dataset"] != role != EVIDENCE,
             "train": optional(count)(given.get("train"), f"{key}.train"),
-            "validation": number(0, whole=True)(given.get("validation", 0), f"{key}.validation"),
+            "validation": optional(number(0, whole=True))(
+                given.get("validation", 0), f"{key}.validation"
+            ),
             "test": optional(count)(given.get("test"), f"{key}.test"),
         }
     return plans
@@ -141,7 +143,7 @@ def _playground_data(params: dict, scale: str, datasets: Iterable[str]) -> dict:
     if "/" in dataset and not Path(dataset).expanduser().is_dir():
         raise ValueError(f"dataset: {dataset} is no folder: expected one that holds your images")
     about = {"role": OWN, "task": ROLES[OWN], "dataset": dataset, "stand_in": False}
-    return about | {"train": None, "validation": 0, "test": None}
+    return about | dict.fromkeys(("train", "validation", "test"))
 
 
 def _plan(params: dict, scale: str, data: dict, name: str, key: str, run: object) -> dict:

@@ -30,7 +30,7 @@ def test_a_scale_is_its_plan_data_runs_tables_chapters_and_the_rest(asked):
     repro.make("demo", 2, None)
     plan, data, runs, tables, chapters, rest = asked
     own = "scales/demo/dvc.yaml"
-    roles = ["cifar10", "cifar100", "cinic10", "imagenet"]
+    roles = ["cifar10", "cifar100", "cinic10", "imagenet", "kinetics", "voc"]
     assert plan == (f"{own}:plan",)
     assert sorted(data) == [f"{own}:data@{role}" for role in roles]
     assert set(runs) == {f"{own}:run-{role}@{name}" for role in roles for name in RUNS[role]}
