@@ -22,6 +22,7 @@ CHOICES = {
     "wexlib.magnitude.SCALED",
     "wexlib.magnitude.UNSCALED",
     "wexlib.models.MODELS",
+    "wexlib.ops.GROUPS",
     "wexlib.ops.fused.CALLS",
     "study.data.sources.DATASETS",
     "study.plan.network.EXCITATIONS",
