@@ -23,7 +23,7 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 """
 #: These are imported where torch brought Triton along, for a GPU.
-TRITON = {"wexlib.ops.gpu", "wexlib.ops.kernels"}
+TRITON = {"wexlib.ops.gpu", "wexlib.ops.grouped", "wexlib.ops.kernels"}
 MODULES = sorted(
     {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

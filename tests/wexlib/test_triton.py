@@ -37,7 +37,7 @@ LOOPS = [
 GROUPS = [
     ("standardize", (3, 5, 3, 3)),
     ("location, SE with a skip", (2, 20)),
-    ("location, SE", (17, 3, 1, 3)),
+    ("location, SE", (5, 3, 1, 3)),
     ("standardize + location, SE", (1, 130, 1, 1)),
     ("location, CBAM", (2, 3, 2, 3, 2)),
     ("standardize + the novel module", (2, 18, 2, 4)),
@@ -86,7 +86,7 @@ def groups(kernels, monkeypatch):
     """And its whole excitations too, their nets' gradients in several blocks."""
     from wexlib.ops import gpu
 
-    monkeypatch.setattr(gpu, "BLOCK", 16)
+    monkeypatch.setattr(gpu, "BLOCK", 4)
     monkeypatch.setitem(ops.GROUPS, "cpu", ops.GROUPS["cuda"])
     return kernels
 

@@ -15,7 +15,15 @@ same in any company.
 import triton
 import triton.language as tl
 
-from wexlib.ops.kernels import SMALLEST, _artanh, _first_of_all, _first_of_filter, _larger, _tile
+from wexlib.ops.kernels import (
+    SMALLEST,
+    _artanh,
+    _first_of_all,
+    _first_of_filter,
+    _larger,
+    _sum,
+    _tile,
+)
 
 #: A layer's row: its first program, as filter and as block of channels; its filters, channels,
 #: places, hidden numbers and the last two sides of its kernel; where weight, result, record,
@@ -73,11 +81,11 @@ def _meets(table, L, K, BK: tl.constexpr):
 @triton.jit
 def _mean(w, C, K, LAST: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr):
     """From the first number on, so that a filter of equal ones has exactly their value."""
-    first, total = tl.load(w), tl.zeros([BC], w.dtype.element_ty)
+    first, total = tl.load(w), tl.zeros([BK, BC], w.dtype.element_ty)
     for c0 in range(0, C, BC):
         c, k, i, mask = _tile(c0, 0, C, K, LAST, BC, BK)
-        total += tl.sum(tl.where(mask, tl.load(w + i, mask, 0.0) - first, 0.0), 0)
-    return first + tl.sum(total, 0) / (C * K)
+        total += tl.where(mask, tl.load(w + i, mask, 0.0) - first, 0.0)
+    return first + _sum(total) / (C * K)
 
 
 @triton.jit
@@ -151,16 +159,13 @@ def excite(
         middle = _mean(w, C, K, LAST, BC, BK)
 
     h = tl.arange(0, BH)
-    squares, hidden, hidden_of_maxima = (
-        tl.zeros([BC], dtype),
-        tl.zeros([BH], dtype),
-        tl.zeros([BH], dtype),
-    )
+    squares = tl.zeros([BK, BC], dtype)
+    hidden, hidden_of_maxima = tl.zeros([BH], dtype), tl.zeros([BH], dtype)
     if STANDARDIZE or NET > 0:
         for c0 in range(0, C, BC):
             c, k, i, mask = _tile(c0, 0, C, K, LAST, BC, BK)
             x = tl.where(mask, tl.load(w + i, mask, 0.0) - middle, 0.0)
-            squares += tl.sum(x * x, 0)
+            squares += x * x
             if NET > 0:
                 mean = tl.sum(x, 0) / K
                 tl.store(record + pooled + c, mean, c < C)
@@ -173,7 +178,7 @@ def excite(
                     tl.store(record + pooled + 2 * C + c, tl.argmax(x, 0).to(dtype), c < C)
                     maximum = tl.where(c < C, maximum, 0.0)
                     hidden_of_maxima += tl.sum(v * maximum[None, :], 1)
-    scale = _keep(record, middle, tl.sum(squares, 0), C, K, STANDARDIZE)
+    scale = _keep(record, middle, _sum(squares), C, K, STANDARDIZE)
 
     on = tl.zeros([], dtype)
     total, best, at = tl.zeros([BK], dtype), tl.zeros([BK], dtype), tl.zeros([BK], tl.int32)
@@ -311,7 +316,7 @@ def excite_backward(
         tl.store(slopes + C + h, d_hidden, h < H)
 
     # Once for the sums over the filter, where it is standardized, and once for the result.
-    sums, products = tl.zeros([BC], dtype), tl.zeros([BC], dtype)
+    sums, products = tl.zeros([BK, BC], dtype), tl.zeros([BK, BC], dtype)
     rest, factor = tl.zeros([], dtype), tl.zeros([], dtype)
     for step in tl.static_range(1 - STANDARDIZE, 2):
         for c0 in range(0, C, BC):
@@ -333,13 +338,13 @@ def excite_backward(
                 d += (tl.sum(v * d_hidden[:, None], 0) / K)[None, :]
             if step == 0:
                 d = tl.where(mask, d, 0.0)
-                sums += tl.sum(d, 0)
-                products += tl.sum(d * x, 0)
+                sums += d
+                products += d * x
             else:
                 tl.store(d_w + i, (d - rest) * scale - x * factor, mask)
         if step == 0:
-            rest = tl.sum(sums, 0) / (C * K)
-            factor = tl.sum(products, 0) / (deviation * (C * K - 1))
+            rest = _sum(sums) / (C * K)
+            factor = _sum(products) / (deviation * (C * K - 1))
 
 
 @triton.jit
@@ -436,8 +441,8 @@ def spatial_backward(
     number, inside = _meets(table, L, K, BK)
     for i in range(0, K):
         here = inside & (number == i)
-        tl.store(gradients + i, tl.sum(tl.sum(tl.where(here, of_maxima, 0.0), 0), 0))
-        tl.store(gradients + K + i, tl.sum(tl.sum(tl.where(here, of_means, 0.0), 0), 0))
+        tl.store(gradients + i, _sum(tl.where(here, of_maxima, 0.0)))
+        tl.store(gradients + K + i, _sum(tl.where(here, of_means, 0.0)))
     tl.store(gradients + _up(2 * K), tl.sum(bias, 0))
 
 
@@ -463,13 +468,13 @@ def find_largest(
     middle = tl.zeros([], dtype)
     if STANDARDIZE:
         middle = _mean(w, C, K, LAST, BC, BK)
-    squares, best = tl.zeros([BC], dtype), tl.zeros([BC], dtype)
+    squares, best = tl.zeros([BK, BC], dtype), tl.zeros([BK, BC], dtype)
     for c0 in range(0, C, BC):
         c, k, i, mask = _tile(c0, 0, C, K, LAST, BC, BK)
         x = tl.where(mask, tl.load(w + i, mask, 0.0) - middle, 0.0)
-        squares += tl.sum(x * x, 0)
-        best = tl.maximum(best, tl.max(tl.abs(x), 0))
-    total, found = tl.sum(squares, 0), tl.max(best, 0)
+        squares += x * x
+        best = tl.maximum(best, tl.abs(x))
+    total, found = _sum(squares), tl.max(tl.max(best, 0), 0)
     scale = _keep(record, middle, total, C, K, STANDARDIZE)
     tl.store(record + 3, tl.where(total == total, found, total) * scale)
 
@@ -536,19 +541,20 @@ def sum_artanh(
     m, top, first = _m(record, N, FACTOR)
     middle, scale = tl.load(record + n * 4), tl.load(record + n * 4 + 1)
     on = tl.load(p + tl.load(table + 13 * L))
-    by_one, by_x, by_m = tl.zeros([BC], dtype), tl.zeros([BC], dtype), tl.zeros([BC], dtype)
+    by_one, by_x = tl.zeros([BK, BC], dtype), tl.zeros([BK, BC], dtype)
+    by_m = tl.zeros([BK, BC], dtype)
     for c0 in range(0, C, BC):
         c, k, i, mask = _tile(c0, 0, C, K, LAST, BC, BK)
         u = tl.where(mask, tl.load(w + i, mask, 0.0) - middle, 0.0) * (scale / m)
         d, slope = tl.load(g + i, mask, 0.0), 1 / (1 - u * u)
-        by_m += tl.sum(d * (_artanh(u) - u * slope), 0)
+        by_m += d * (_artanh(u) - u * slope)
         d *= (1 - on) + on * slope
-        by_one += tl.sum(d, 0)
-        by_x += tl.sum(d * u, 0)
+        by_one += d
+        by_x += d * u
     sums += tl.load(table + 11 * L) + n * 3
-    tl.store(sums, tl.sum(by_one, 0))
-    tl.store(sums + 1, tl.sum(by_x, 0) * m)
-    tl.store(sums + 2, tl.sum(by_m, 0) * (m * on))
+    tl.store(sums, _sum(by_one))
+    tl.store(sums + 1, _sum(by_x) * m)
+    tl.store(sums + 2, _sum(by_m) * (m * on))
 
 
 @triton.jit
