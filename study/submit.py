@@ -3,14 +3,17 @@
 import os
 import signal
 
+from submitit import AutoExecutor
+from submitit.helpers import Checkpointable
+
 from study.files import root
 from study.plan import SCALES
 from study.repro import alone, call, dvc, processes_of, stages_of
 from wexlib.names import choose
 
 
-class Stage:
-    """``dvc repro`` of one stage, as a job."""
+class Stage(Checkpointable):
+    """``dvc repro`` of one stage; a job whose time is over is queued again, and goes on."""
 
     def __call__(self, stage: str) -> None:
         process = dvc("repro", "--single-item", stage, cwd=root(), start_new_session=True)
@@ -22,12 +25,6 @@ class Stage:
             raise
         if code:
             raise RuntimeError(f"{stage} failed with exit {code}: the reason stands above")
-
-    def checkpoint(self, stage: str):
-        """What submitit queues where a job's time is over: it goes on from the last epoch."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, stage)
 
 
 def submit(scale: str, runs: list[str], gpus: int | None, hours: float) -> list:
@@ -44,8 +41,6 @@ def submit(scale: str, runs: list[str], gpus: int | None, hours: float) -> list:
     Raises:
         ValueError: no such scale or run.
     """
-    from submitit import AutoExecutor
-
     home = root()
     data, stages = stages_of(home, choose(scale, SCALES, "scale"))
     runs = [choose(run, stages, "run") for run in runs] or list(stages)
