@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks import cases, whole_run
+from benchmarks import cases, loading, whole_run
 from benchmarks.measure import machine
 from benchmarks.report import write_report
 from study.files import root, write
@@ -26,6 +26,7 @@ PARTS = {
     "recipe": cases.recipe,
     "allocator": whole_run.allocator,
     "loader": whole_run.loader,
+    "loading": loading.loading,
     "epoch": whole_run.epoch,
     "start": whole_run.start,
     "compile": cases.compile,

@@ -124,12 +124,18 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
             "ms",
         ),
         ("loader", "Loaders, images a second", ["device", "loader"], "images_per_s"),
+        (
+            "loading",
+            "Images from disk, a second",
+            ["device", "loader", "share", "megabytes"],
+            "images_per_s",
+        ),
         ("start", "Start of a process, seconds", ["what"], "s"),
         ("compile", "Compiled training step, ms", ["device", "batch", "method", "form"], "ms"),
     ):
         if name in read:
             frame = read[name]
-            digits = 0 if name == "loader" else 2
+            digits = 0 if name in ("loader", "loading") else 2
             shown[title] = frame[key].assign(**{value: spread(frame, value, digits)})
             if "ratio" in frame:
                 shown[title]["ratio"] = spread(frame, "ratio")

@@ -136,6 +136,8 @@ COLUMNS = {
     "cost": "method parameters flops train_ms train_low train_high inference_ms inference_low "
     "inference_high batch",
     "loader": "device loader images_per_s images_per_s_low images_per_s_high batch rounds",
+    "loading": "device loader images_per_s images_per_s_low images_per_s_high share megabytes "
+    "batch rounds",
     "recipe": "device batch choice ms ms_low ms_high ratio ratio_low ratio_high rounds",
     "allocator": "device method batch memory_format freed ms ms_low ms_high ratio ratio_low "
     "ratio_high pages rounds",

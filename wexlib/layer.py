@@ -131,7 +131,7 @@ def register(module: nn.Module, name: str, excitation: Parametrization) -> None:
     """Excite the tensor ``name`` of a layer."""
     parametrize.register_parametrization(module, name, excitation, unsafe=True)
     module.parametrizations[name].__class__ = ExcitedTensor
-    if not hasattr(type(module), "excited"):
+    if not hasattr(type(module), "_taught"):
         _teach(type(module))
     _show(type(module), name)
 
@@ -201,7 +201,7 @@ def _teach(cls: type) -> None:
                 compare(metadata, name, tensor[0].configuration, prefix + name, missing, errors)
         plain._load_from_state_dict(self, state, prefix, metadata, *rest)
 
-    cls.excited = True
+    cls._taught = True
     cls.__deepcopy__, cls.__setattr__, cls.apply = deepcopy, setattr_, apply
     cls._save_to_state_dict, cls._load_from_state_dict = save, load
     for name in ("reset_parameters", "_reset_parameters"):

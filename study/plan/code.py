@@ -22,12 +22,14 @@ CHOICES = {
     "wexlib.magnitude.SCALED",
     "wexlib.magnitude.UNSCALED",
     "wexlib.models.MODELS",
+    "wexlib.ops.GROUPS",
+    "wexlib.ops.fused.CALLS",
     "study.data.sources.DATASETS",
     "study.plan.network.EXCITATIONS",
     "study.plan.network.STACKED",
 }
-#: Modules that look at a network and change nothing.
-LOOKING = {"wexlib.describe"}
+#: Modules that change no number: they look at a network, or start what trains it.
+LOOKING = {"wexlib.describe", "study.train.processes"}
 Statements = list[ast.stmt]
 
 
@@ -68,10 +70,16 @@ def words(plan: object, key: str = "") -> set[str]:
     if isinstance(plan, dict):
         return set().union(*(words(value, name) for name, value in plan.items()))
     if isinstance(plan, list):
-        return set().union(*(words(value) for value in plan))
+        return set().union(*(words(value, key) for value in plan))
     if plan in (None, False, 0, "none"):
         return {"none"}
     return {key, plan} if isinstance(plan, str) else {key}
+
+
+def devices(plan: dict) -> set[str]:
+    """The kinds of device that the plan's scale is made for: the kernels of a GPU are no part of
+    what a run on a CPU is."""
+    return {"cpu", "cuda"} if plan.get("scale") in ("gpu", "thesis") else {"cpu"}
 
 
 class Code:
@@ -113,7 +121,7 @@ class Code:
 
         Without a plan every entry of the tables is followed.
         """
-        asked, texts, seen = None if plan is None else words(plan), {}, set()
+        asked, texts, seen = None if plan is None else words(plan) | devices(plan), {}, set()
         tree = parse(start, "the notebook")
         imports = _imports(tree)
         todo = [imports.get(name, name) for name in _names(tree)]
