@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.module import _has_any_global_hook
 
 from wexlib.layer import LENT, ExcitedTensor, below
+from wexlib.ops import together
 from wexlib.ops.capture import GRAPHS, WHOLE, Replayed, capturing, reason
 from wexlib.ops.cpu import recorded
 from wexlib.parametrization import Parametrization, Switched
@@ -150,4 +151,6 @@ class _Every(nn.Module):
 
 
 def _computed(tensors: Iterable[ExcitedTensor]) -> list[Tensor]:
-    return [tensor() for tensor in tensors]
+    found = together([tensor[0] for tensor in tensors], [tensor.original for tensor in tensors])
+    pairs = zip(tensors, found, strict=True)
+    return [tensor() if value is None else value for tensor, value in pairs]

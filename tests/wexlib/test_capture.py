@@ -602,7 +602,8 @@ def test_a_late_backward_pass_says_so(late):
         with precompute(model):
             model(images())
         with pytest.raises(RuntimeError, match="modified by an inplace"):
-            torch.autograd.grad(loss, x)  # which needs the weights, and no gradient of theirs
+            # It needs the weights, and no gradient of theirs.
+            torch.autograd.grad(loss, x, retain_graph=True)
     else:
         with torch.no_grad():
             model[1][0].parametrizations.weight.original.mul_(2)

@@ -180,7 +180,7 @@ class Captured:
     def __init__(self, function: Callable):
         self.function = function
         self._calls, self._form, self._refused = Counter(), None, False
-        self._graph: Graph | None = None
+        self._graph = None
 
     def __call__(self, *args: object) -> object:
         given = [x for x in args if isinstance(x, Tensor)]
@@ -292,6 +292,7 @@ class Replayed:
             if self._backward.looked:
                 raise RuntimeError("it waits for a number of the GPU")
             results = self._forward.record(lambda: self._results(own))
+            self._kept = results  # and with them all that their graph holds on to
             self.results = [y.detach() for y in results]
             self._differentiable = [y.requires_grad for y in results]
             self._given = [torch.empty_like(y) for y in self.results]

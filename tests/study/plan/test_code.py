@@ -211,6 +211,8 @@ PLANS[ON_A_GPU] = PLANS["plain"] | {"scale": "gpu"}
         ),
         ("wexlib/ops/kernels.py", "TILE, PLACES = 2048", "TILE, PLACES = 1024", {ON_A_GPU}),
         ("wexlib/ops/gpu.py", "LAST=last", "LAST=not last", {ON_A_GPU}),
+        ("wexlib/lending.py", "replayed is None", "replayed is not None", {ON_A_GPU}),
+        ("wexlib/ops/capture.py", "gc.collect()", "gc.get_count()", {ON_A_GPU}),
         ("wexlib/ops/grouped.py", "deviation + 1e-5", "deviation + 1e-6", {ON_A_GPU}),
         ("wexlib/ops/fused.cpp", "double first = w[0]", "double first = 0", set(PLANS)),
         ("wexlib/models.py", "class ResNet(", "class ResNet(nn.Sequential, ", set(PLANS)),
