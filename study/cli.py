@@ -121,6 +121,17 @@ def make(scale: str | None, jobs: int | None, only: str | None) -> None:
     make(scale, jobs, only)
 
 
+def submit(scale: str, runs: list[str], gpus: int | None, hours: float) -> None:
+    """Submit a scale's runs, all or those named, as jobs of a Slurm cluster."""
+    from study.submit import submit
+
+    jobs = submit(scale, runs, gpus, hours)
+    print(
+        f"{len(jobs)} jobs from {jobs[0].job_id} on, their logs in build/jobs: when they are done"
+    )
+    print(f"`make SCALE={scale}` writes tables, chapters and book")
+
+
 def _this_environment() -> None:
     """``dvc`` may be called by its path, and then ``python`` is another one: go on in its own."""
     if importlib.util.find_spec("papermill"):
@@ -151,12 +162,18 @@ def main(arguments: list[str] | None = None) -> int:
         (chapter, ["scale", "notebook"]),
         (book, ["scale"]),
         (compare, ["scale"]),
+        (submit, ["scale"]),
         (make, []),
     ):
         command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])
         for name in names:
             command.add_argument(name, nargs="?" if function is plan else None)
         command.set_defaults(function=function)
+    command = commands.choices["submit"]
+    command.add_argument("runs", nargs="*", help="those to submit; none: all")
+    command.add_argument("--gpus", type=int, help="of each job; by default one a process")
+    command.add_argument("--hours", type=float, default=24, help="of each job, then queued again")
+    command = commands.choices["make"]
     command.add_argument("--scale")
     command.add_argument("--jobs", type=int, help="how many at a time; one a core or GPU")
     command.add_argument(

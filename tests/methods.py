@@ -1,5 +1,6 @@
 """Every method beside its formula in naive.py; docs/methods.md lists them."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -194,7 +195,10 @@ METHODS: dict[str, Method] = {
 
 
 def deviation(method: Method, weight: Tensor, groups: int = 1) -> tuple[float, float]:
-    """Greatest deviation from the loop, forward and over all gradients, over the largest entry."""
+    """Greatest deviation from the loop, forward and over all gradients, over the largest entry.
+
+    The loop is in float64, whatever the weight is in.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = method.excitation.build(weight, groups)
@@ -202,13 +206,15 @@ def deviation(method: Method, weight: Tensor, groups: int = 1) -> tuple[float, f
             if not parameter.any():  # at zero, many a formula would do
                 nn.init.normal_(parameter)
     x = weight.clone().requires_grad_()
+    exact, exact_x = copy.deepcopy(module).double(), weight.double().requires_grad_()
     inputs = [x, *(p for p in module.parameters() if p.requires_grad)]
-    out, expected = module(x), method.reference(module, x)
+    exact_inputs = [exact_x, *(p for p in exact.parameters() if p.requires_grad)]
+    out, expected = module(x), method.reference(exact, exact_x)
     # A gate of relu may be zero everywhere.
     forward = ((out - expected).abs().max() / expected.abs().max().clamp(min=1e-3)).item()
     direction = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).sin().view_as(out)
     gradients = torch.autograd.grad((out * direction).sum(), inputs)
-    references = torch.autograd.grad((expected * direction).sum(), inputs)
+    references = torch.autograd.grad((expected * direction).sum(), exact_inputs)
     backward = max(
         ((gradient - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)).item()
         for gradient, wanted in zip(gradients, references, strict=True)

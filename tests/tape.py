@@ -29,9 +29,9 @@ class Beside:
         self.said.append("fork")
 
     def compute(self, function):
-        value = function()
-        self.said.append(("computed", tuple(value.shape)))
-        return value, len(self.said)
+        values = function()
+        self.said.append(("computed", len(values), tuple(values[0].shape)))
+        return values, len(self.said)
 
     def wait(self, value, done):
         self.said.append(("waited", tuple(value.shape), done))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A file beside the folders is a room of its own.
-ROOMS = "files notebook plan data train results figures book dvc repro cli".split()
+ROOMS = "files notebook plan data train results figures book dvc repro submit cli".split()
 #: Imports every module of wexlib where whatever else is installed cannot be found, but for what
 #: torch itself imports.
 ALONE = """
@@ -22,9 +22,14 @@ sys.meta_path.insert(0, Blocker())
 for name in sys.argv[1:]:
     importlib.import_module(name)
 """
+#: These are imported where torch brought Triton along, for a GPU.
+TRITON = {"wexlib.ops.gpu", "wexlib.ops.grouped", "wexlib.ops.kernels"}
 MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for path in ROOT.glob("wexlib/**/*.py")
+    {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in ROOT.glob("wexlib/**/*.py")
+    }
+    - TRITON
 )
 
 
@@ -50,5 +55,20 @@ def test_a_room_imports_only_rooms_before_it_and_wexlib_none():
 
 def test_wexlib_needs_torch_numpy_and_safetensors_alone():
     command = [sys.executable, "-c", ALONE, *MODULES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_wexlib_imports_no_triton_where_there_is_no_gpu():
+    program = """
+import sys, torch, wexlib
+weight = torch.randn(4, 32, 3, 3, requires_grad=True)
+kinds = [wexlib.Standardize(), wexlib.Location(wexlib.CBAM()), wexlib.Magnitude()]
+layer = wexlib.excite(torch.nn.Conv2d(32, 4, 3), kinds)
+with wexlib.precompute(layer):
+    layer(torch.randn(1, 32, 8, 8)).sum().backward()
+assert not [name for name in sys.modules if name.partition(".")[0] == "triton"]
+"""
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from wexlib.attention import Attention
 from wexlib.names import spell
+from wexlib.ops import together
 from wexlib.ops.cpu import recorded
 from wexlib.ops.deferred import DeferredWeight
 
@@ -45,6 +46,9 @@ class Parametrization(nn.Module):
             return self.compute(weight)
         if torch._C._is_tracing() and torch.onnx.is_in_onnx_export():
             return self._untraced(weight)
+        (whole,) = together([self], [weight])
+        if whole is not None:
+            return whole
         kind = weight.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if autocast else nullcontext():

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,16 +32,69 @@ SMALL = 64
 # --- folders and their files -------------------------------------------------------------------
 
 
-def data_home(dataset: str, needed: str, *, what: str, space: str, url: str) -> Path:
-    """The folder that ``WEXLIB_DATA`` names, where it holds ``needed``, a path below it."""
-    named = os.environ.get("WEXLIB_DATA")
-    if not named or not (Path(named) / needed).exists():
-        found = f"names {named}, which has no {needed}" if named else "is not set"
-        raise FileNotFoundError(
-            f"{dataset} is not here, and WEXLIB_DATA {found}: it needs {what} ({space}), from "
-            f"{url}, in a folder that WEXLIB_DATA names"
-        )
-    return Path(named)
+@dataclass(frozen=True)
+class Needs:
+    """What a set needs below ``WEXLIB_DATA``: a path and what is in it, its space, its address."""
+
+    path: str
+    holds: str
+    space: str
+    url: str
+
+    def home(self, dataset: str) -> Path:
+        """The folder that ``WEXLIB_DATA`` names.
+
+        Raises:
+            FileNotFoundError: it has no such path, or is not named.
+        """
+        named = os.environ.get("WEXLIB_DATA")
+        if not named or not (Path(named) / self.path).exists():
+            found = f"names {named}, which has no {self.path}" if named else "is not set"
+            raise FileNotFoundError(
+                f"{dataset} is not here, and WEXLIB_DATA {found}: it needs {self.holds} "
+                f"({self.space}), from {self.url}, in a folder that WEXLIB_DATA names"
+            )
+        return Path(named)
+
+
+NEEDS = {
+    "cinic10": Needs(
+        "CINIC-10",
+        "CINIC-10/{train,valid,test}/<class>/*.png",
+        "1.1 GB",
+        "https://datashare.ed.ac.uk/handle/10283/3192",
+    ),
+    "tiny-imagenet": Needs(
+        "tiny-imagenet-200",
+        "tiny-imagenet-200/{train,val} with wnids.txt, words.txt and val/val_annotations.txt",
+        "0.5 GB",
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    ),
+    "imagenet": Needs(
+        "imagenet",
+        "ILSVRC 2012 as imagenet/{train,val}/<WordNet id>/*.JPEG, torchvision's layout",
+        "145 GB",
+        "https://image-net.org",
+    ),
+    "voc": Needs(
+        "VOCdevkit/VOC2012",
+        "VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass}",
+        "2 GB",
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
+    ),
+    "kinetics": Needs(
+        "kinetics",
+        "kinetics/{train,val}/<class>/*.mp4, of Mini-Kinetics' 200 classes or all of Kinetics-400",
+        "30 GB, or 450 GB",
+        "https://github.com/cvdfoundation/kinetics-dataset",
+    ),
+    "jester": Needs(
+        "20bn-jester-v1",
+        "20bn-jester-v1/<number>/*.jpg, beside it jester-v1-{labels,train,validation}.csv",
+        "23 GB",
+        "https://www.qualcomm.com/developer/software/jester-dataset",
+    ),
+}
 
 
 def classes_in(folder: Path) -> list[str]:
@@ -146,7 +200,7 @@ def picture(path: Path, mode: str | None = "RGB") -> "Image.Image":
     Raises:
         FileNotFoundError, ValueError: it is missing or broken; it is named.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(path.read_bytes()))
@@ -154,6 +208,8 @@ def picture(path: Path, mode: str | None = "RGB") -> "Image.Image":
         return image.convert(mode) if mode else image
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing (is the copy complete?)") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is a broken image (of no known format): {AGAIN}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is a broken image ({error}): {AGAIN}") from None
 
@@ -241,13 +297,8 @@ def arrays(
 
 
 def cinic10(seed: int) -> Source:
-    root = data_home(
-        "cinic10",
-        "CINIC-10",
-        what="CINIC-10/{train,valid,test}/<class>/*.png",
-        space="1.1 GB",
-        url="https://datashare.ed.ac.uk/handle/10283/3192",
-    )
+    needs = NEEDS["cinic10"]
+    root = needs.home("cinic10")
     names, files, splits = classes_in(root / "CINIC-10" / "train"), {}, {}
     for split, folder in (("train", "train"), ("validation", "valid"), ("test", "test")):
         paths, labels = files_of(root, f"CINIC-10/{folder}", names, {".png"})
@@ -262,7 +313,7 @@ def cinic10(seed: int) -> Source:
         class_names=names,
         about="CINIC-10: 270,000 images of 32×32 pixels in ten classes, of CIFAR-10 and ImageNet "
         "(Darlow et al. 2018).",
-        origin="https://datashare.ed.ac.uk/handle/10283/3192",
+        origin=needs.url,
         pad=4,
         flip=True,
         files=files,
@@ -272,14 +323,8 @@ def cinic10(seed: int) -> Source:
 
 
 def tiny_imagenet(seed: int) -> Source:
-    name, url = "tiny-imagenet-200", "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-    root = data_home(
-        "tiny-imagenet",
-        name,
-        what=f"{name}/{{train,val}} with wnids.txt, words.txt and val_annotations.txt",
-        space="0.5 GB",
-        url=url,
-    )
+    needs = NEEDS["tiny-imagenet"]
+    root, name = needs.home("tiny-imagenet"), needs.path
     ids = lines(root / name / "wnids.txt")
     words = dict(line.split("\t", 1) for line in lines(root / name / "words.txt"))
     paths, labels = files_of(root, f"{name}/train", sorted(ids), {".jpeg"}, "images")
@@ -296,7 +341,7 @@ def tiny_imagenet(seed: int) -> Source:
         [words[wnid].split(",")[0] for wnid in sorted(ids)],
         about="Tiny ImageNet: 110,000 images of 64×64 pixels in 200 classes; its validation images "
         "are the test (Stanford's CS231n).",
-        origin=url,
+        origin=needs.url,
         pad=8,
         flip=True,
         files=files,
@@ -320,13 +365,8 @@ def lines(path: Path) -> list[str]:
 
 
 def imagenet(seed: int) -> Source:
-    root = data_home(
-        "imagenet",
-        "imagenet",
-        what="ILSVRC 2012 as imagenet/{train,val}/<WordNet id>/*.JPEG, torchvision's layout",
-        space="145 GB",
-        url="https://image-net.org",
-    )
+    needs = NEEDS["imagenet"]
+    root = needs.home("imagenet")
     ids = classes_in(root / "imagenet" / "train")
     listed = {
         split: files_of(root, f"imagenet/{folder}", ids, PICTURES)
@@ -338,7 +378,7 @@ def imagenet(seed: int) -> Source:
         _words(ids),
         about="ImageNet (ILSVRC 2012): 1,331,167 photographs in 1,000 classes; its validation "
         "images are the test (Russakovsky et al. 2015).",
-        origin="https://image-net.org",
+        origin=needs.url,
         shape=(3, 224, 224),
         resize=256,
         flip=True,
@@ -384,14 +424,8 @@ VOC = (
 
 
 def voc(seed: int) -> Source:
-    name, url = "VOCdevkit/VOC2012", "http://host.robots.ox.ac.uk/pascal/VOC/voc2012"
-    root = data_home(
-        "voc",
-        name,
-        what=f"{name}/{{ImageSets/Segmentation,JPEGImages,SegmentationClass}}",
-        space="2 GB",
-        url=url,
-    )
+    needs = NEEDS["voc"]
+    root, name = needs.home("voc"), needs.path
     splits = {}
     for split, file in (("train", "train.txt"), ("test", "val.txt")):
         ids = [line.strip() for line in lines(root / name / "ImageSets" / "Segmentation" / file)]
@@ -407,7 +441,7 @@ def voc(seed: int) -> Source:
         VOC,
         about="PASCAL VOC 2012: 2,913 photographs with masks of 20 classes and the background; its "
         "validation images are the test (Everingham et al. 2010).",
-        origin=url,
+        origin=needs.url,
         shape=(3, 512, 512),
         resize=None,
         flip=True,
@@ -427,14 +461,7 @@ def _check_mask(root: Path, image: bytes, mask: str) -> None:
 
 
 def kinetics(seed: int) -> Source:
-    root = data_home(
-        "kinetics",
-        "kinetics",
-        what="the videos of Mini-Kinetics' 200 classes, or all of Kinetics-400, as "
-        "kinetics/{train,val}/<class>/*.mp4",
-        space="about 30 GB",
-        url="https://github.com/cvdfoundation/kinetics-dataset",
-    )
+    root = NEEDS["kinetics"].home("kinetics")
     names = [
         line
         for line in lines(Path(__file__).with_name("mini_kinetics.txt"))
@@ -462,14 +489,8 @@ def kinetics(seed: int) -> Source:
 
 
 def jester(seed: int) -> Source:
-    name = "20bn-jester-v1"
-    root = data_home(
-        "jester",
-        name,
-        what=f"{name}/<number>/*.jpg, and beside it jester-v1-{{labels,train,validation}}.csv",
-        space="23 GB",
-        url="https://www.qualcomm.com/developer/software/jester-dataset",
-    )
+    needs = NEEDS["jester"]
+    root, name = needs.home("jester"), needs.path
     names = [line.strip() for line in lines(root / "jester-v1-labels.csv")]
     number, splits = {name: label for label, name in enumerate(names)}, {}
     for split, file in (("train", "train"), ("test", "validation")):
@@ -487,7 +508,7 @@ def jester(seed: int) -> Source:
         names,
         about="Jester: videos of 27 hand gestures; its validation videos are the test (Materzynska "
         "et al. 2019).",
-        origin="https://www.qualcomm.com/developer/software/jester-dataset",
+        origin=needs.url,
         shape=(3, 16, 112, 112),
         resize=128,
         flip=False,  # a swipe to the left is not one to the right

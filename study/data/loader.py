@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -390,6 +390,7 @@ class Stream:
             num_workers=self.workers,
             collate_fn=self._files.collate,
             pin_memory=self.device.type == "cuda",
+            generator=generator_of(self.seed, self.epoch),  # or it draws from the global one
         )
         for batch in batches:
             if isinstance(batch, Exception):
@@ -404,6 +405,17 @@ def _check_batches(data: Data, split: str, batch_size: int) -> None:
         raise ValueError(f"{data.meta['dataset']} was prepared with no images for {split}")
     if batch_size < 1:
         raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+
+
+def examples(data: Data, split: str, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, uint8 and as they are evaluated, at these places of a split."""
+    if not data.streamed:
+        return data.images(split)[places], data.labels(split)[places]
+    files = Files(data, split, augment=False, seed=0)
+    read = files.collate([files[0, place] for place in places])
+    if isinstance(read, Exception):
+        raise read
+    return tuple(part.numpy() for part in read)
 
 
 def loader(data: Data, split: str, **options) -> "Loader | Stream":

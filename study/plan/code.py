@@ -22,6 +22,8 @@ CHOICES = {
     "wexlib.magnitude.SCALED",
     "wexlib.magnitude.UNSCALED",
     "wexlib.models.MODELS",
+    "wexlib.ops.GROUPS",
+    "wexlib.ops.fused.CALLS",
     "study.data.sources.DATASETS",
     "study.plan.network.EXCITATIONS",
     "study.plan.network.STACKED",
@@ -74,6 +76,12 @@ def words(plan: object, key: str = "") -> set[str]:
     return {key, plan} if isinstance(plan, str) else {key}
 
 
+def devices(plan: dict) -> set[str]:
+    """The kinds of device that the plan's scale is made for: the kernels of a GPU are no part of
+    what a run on a CPU is."""
+    return {"cpu", "cuda"} if plan.get("scale") in ("gpu", "thesis") else {"cpu"}
+
+
 class Code:
     """The modules of a checkout, parsed once, and what is reached in them.
 
@@ -113,7 +121,7 @@ class Code:
 
         Without a plan every entry of the tables is followed.
         """
-        asked, texts, seen = None if plan is None else words(plan), {}, set()
+        asked, texts, seen = None if plan is None else words(plan) | devices(plan), {}, set()
         tree = parse(start, "the notebook")
         imports = _imports(tree)
         todo = [imports.get(name, name) for name in _names(tree)]

@@ -33,6 +33,8 @@ from wexlib.ops.capture import Captured
 EVALUATION_BATCH = 500
 #: Seconds of an epoch after which its state is kept.
 SAVE_AFTER = 600
+#: Steps after which several processes ask whether it is time.
+ASK_EVERY = 50
 CPU = torch.device("cpu")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -126,6 +128,12 @@ class Sums:
             distributed.all_reduce(self.loss)
             distributed.all_reduce(self.counts)
             distributed.all_reduce(self.bad, distributed.ReduceOp.MIN)
+
+    def leave_to_first(self) -> None:
+        """What was gathered is the first process's: the others add to nothing."""
+        if rank_and_world()[0]:
+            self.loss.zero_()
+            self.counts.zero_()
 
 
 class Evaluation:
@@ -291,7 +299,7 @@ def start(plan: dict, data: Data, seed: int, saved: Path | None = None) -> Run:
     return run
 
 
-def _training_step(run: Run, plan: dict, sums: Sums) -> Callable[[Tensor, Tensor, float], None]:
+def _training_step(run: Run, plan: dict, sums: Sums) -> Callable[[Tensor, Tensor], None]:
     """One step on a batch, or on this process's share of one."""
     on, world = sums.loss.device, rank_and_world()[1]
     network = run.model
@@ -299,18 +307,29 @@ def _training_step(run: Run, plan: dict, sums: Sums) -> Callable[[Tensor, Tensor
         network = nn.parallel.DistributedDataParallel(network)
     averaged = "global" in plan["we"]["attention"] and not plan["we"]["shared"]
 
-    def step(images: Tensor, targets: Tensor, share: float = 1.0) -> None:
+    def losses(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What is minimized, and what the epoch's sum gets."""
+        if world == 1:
+            loss = cross_entropy(scores, targets)
+            return loss, loss.detach() * len(targets)
+        counted = sums.task.count(scores.detach(), targets).sum()
+        whole = torch.stack([counted, torch.full_like(counted, len(targets))])
+        distributed.all_reduce(whole)
+        loss = cross_entropy(scores, targets, "sum") / whole[0]
+        # The processes' gradients are averaged, and are to be added.
+        return world * loss, loss.detach() * whole[1]
+
+    def step(images: Tensor, targets: Tensor) -> None:
         run.optimizer.zero_grad(set_to_none=True)
         with precompute(run.model), autocast(plan["train"], on):
             scores = scores_of(network(images))
-        loss = cross_entropy(scores, targets)
-        # Processes have the mean of their gradients: a larger share counts for more.
-        run.scaler.scale(loss if share == 1 else share * loss).backward()
+        loss, added = losses(scores, targets)
+        run.scaler.scale(loss).backward()
         run.scaler.step(run.optimizer)
         run.scaler.update()
         if averaged:
             average(run.model)
-        sums.add(loss.detach() * len(targets), scores.detach(), targets)
+        sums.add(added, scores.detach(), targets)
 
     return step if world > 1 else Captured(step)
 
@@ -323,7 +342,7 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
     """
     train, on = plan["train"], next(run.model.parameters()).device
     (rank, world), splits = rank_and_world(), loaders(data, plan, seed, on)
-    steps, batch, count = len(splits["train"]), train["batch"], data.count("train")
+    steps = len(splits["train"])
     sums = Sums(TASKS[plan["data"]["task"]], data.classes, on)
     step = evaluation = None
     for epoch in range(len(run.history), train["epochs"]):
@@ -341,22 +360,23 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
         if within:
             for tensor, value in zip(sums.tensors, within["sums"], strict=True):
                 tensor.copy_(value)
+            sums.leave_to_first()
             _set_random_state(within["random"])
         splits["train"].epoch, splits["train"].first = epoch, within["steps"] if within else 0
         run.model.train()
         for i, (images, targets) in enumerate(splits["train"], splits["train"].first):
             set_rate(run.optimizer, learning_rate(train, epoch * steps + i, steps))
-            if world == 1:
-                step(images, targets)
-            else:
-                # Draws of its own, that follow from the step alone.
+            if world > 1:  # draws of its own, that follow from the step alone
                 torch.manual_seed(derive(seed, f"dropout of step {i} of epoch {epoch}, {rank}"))
-                step(images, targets, world * len(targets) / min(batch, count - i * batch))
-            if saved and rank == 0 and time.perf_counter() - began > SAVE_AFTER:
+            step(images, targets)
+            if saved and _due(began, i, on):
+                sums.gather()
                 run.seconds += time.perf_counter() - began
                 began, done = time.perf_counter(), [tensor.cpu() for tensor in sums.tensors]
                 run.within = {"steps": i + 1, "sums": done, "random": _random_state()}
-                run.save(saved)
+                if rank == 0:
+                    run.save(saved)
+                sums.leave_to_first()
         run.within = None
         sums.gather()
         if (bad := sums.bad.item()) < steps:
@@ -368,7 +388,7 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
             "seed": seed,
             "epoch": epoch + 1,
             "lr": learning_rate(train, epoch * steps + steps - 1, steps),
-            "train_loss": sums.loss.item() / count,
+            "train_loss": sums.loss.item() / data.count("train"),
         }
         measured = sums.task.measure(sums.counts.cpu())
         row |= {f"train_{name}": value for name, value in measured.items()}
@@ -382,6 +402,18 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
         if saved and rank == 0:
             run.save(saved)
         yield row
+
+
+def _due(began: float, step: int, on: torch.device) -> bool:
+    """Whether the state within an epoch is to be kept; of several processes the first decides."""
+    due = time.perf_counter() - began > SAVE_AFTER
+    if rank_and_world()[1] == 1:
+        return due
+    if (step + 1) % ASK_EVERY:
+        return False
+    answer = torch.tensor(int(due), device=on)
+    distributed.broadcast(answer, 0)
+    return bool(answer.item())
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

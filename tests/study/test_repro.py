@@ -19,10 +19,10 @@ def asked(monkeypatch):
     """What :mod:`study.repro` asks for, nothing of it done: ``dvc repro`` and shares."""
     calls = []
     monkeypatch.setattr(repro, "root", lambda: PROJECT)
-    monkeypatch.setattr(repro, "_alone", lambda home: nullcontext())
+    monkeypatch.setattr(repro, "alone", lambda home: nullcontext())
     monkeypatch.setattr(repro, "_changed", lambda home, *targets: {"plan": targets})
-    monkeypatch.setattr(repro, "_call", lambda home, *words: calls.append(words))
-    monkeypatch.setattr(repro, "_shares", lambda home, stages, jobs, what: calls.append(stages))
+    monkeypatch.setattr(repro, "call", lambda home, *words: calls.append(words))
+    monkeypatch.setattr(repro, "_shares", lambda home, stages, *_: calls.append(stages))
     return calls
 
 
@@ -76,7 +76,7 @@ KILLED = """
 import os, subprocess, sys
 from pathlib import Path
 from study import repro
-with repro._alone(Path(sys.argv[1])):
+with repro.alone(Path(sys.argv[1])):
     subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False)
     os.kill(os.getpid(), 9)
 """
@@ -84,7 +84,7 @@ WAITING = """
 import sys
 from pathlib import Path
 from study import repro
-with repro._alone(Path(sys.argv[1])):
+with repro.alone(Path(sys.argv[1])):
     print("at work")
 """
 
@@ -108,12 +108,12 @@ def test_make_clears_what_a_killed_one_left(tmp_path):
     for path in (left, left.with_name("dvc.lock"), rwlock):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(whole)
-    with repro._alone(tmp_path):
+    with repro.alone(tmp_path):
         assert not left.exists() and left.with_name("dvc.lock").read_text() == whole == (
             rwlock.read_text()
         )
     rwlock.write_text(torn)
-    with repro._alone(tmp_path):
+    with repro.alone(tmp_path):
         assert not rwlock.exists()
 
 
@@ -144,7 +144,7 @@ def started(monkeypatch):
         processes.append((stages, process))
         return process
 
-    monkeypatch.setattr(repro, "_dvc", dvc)
+    monkeypatch.setattr(repro, "dvc", dvc)
     return processes
 
 
@@ -214,6 +214,15 @@ def test_gpus_are_those_of_the_machine_that_are_visible(machine, there, visible,
     machine(there, visible)
     assert repro._gpus() == gpus
     assert repro._jobs() == (len(gpus) or len(os.sched_getaffinity(0)))
+
+
+def test_a_run_of_several_processes_has_a_gpu_for_each(machine):
+    machine(5)
+    assert repro._places(2) == ["0,1", "2,3"] and repro._jobs(2) == 2
+    machine(1)
+    assert repro._places(2) == ["0"] and repro._jobs(2) == 1  # too few: the run says so
+    machine(0)
+    assert repro._places(2) == [] and repro._jobs(10**6) == 1
 
 
 def test_where_there_is_no_nvidia_smi_there_is_no_gpu(monkeypatch, tmp_path):

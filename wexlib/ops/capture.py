@@ -34,7 +34,7 @@ class Beside:
         self.stream, self.main = _stream(device), torch.cuda.current_stream(device)
         self.stream.wait_stream(self.main)
 
-    def compute(self, function: Callable[[], Tensor]) -> tuple[Tensor, torch.cuda.Event]:
+    def compute(self, function: Callable) -> tuple[object, torch.cuda.Event]:
         """``function()``, and the event that it is done."""
         with torch.cuda.stream(self.stream):
             return function(), self.stream.record_event()
@@ -198,8 +198,8 @@ class Captured:
 
     def _first(self, form: tuple, args: tuple) -> object:
         self._graph = self._graph or GRAPHS[form[-1].type](form[-1])
-        self._calls[form] += 1
         result = self._graph.call(lambda: self.function(*args))
+        self._calls[form] += 1
         if self._graph.looked and self._calls[form] == FIRST_CALLS:
             self._refuse("it waits for a number of the GPU")
         return result

@@ -1,4 +1,5 @@
-"""The functions of a weight on a CPU: a loop in C++, and another for the gradient (fused.cpp).
+"""The functions of a weight by loops: one, and another for its gradient, in C++ on a CPU
+(fused.cpp), in Triton on a GPU (:mod:`wexlib.ops.kernels`).
 
 A gradient that is to be differentiated again, or that no loop fits, is autograd's of the formula.
 
@@ -8,7 +9,6 @@ to which the loop adds the statistic's share in place. That tensor has to be nob
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -241,8 +241,10 @@ class Largest(Function):
         x, at = ctx.saved_tensors
         if not _loop(gradient, d_m):
             return _derived(ctx, formulas.largest, (x, ctx.eps), gradient, d_m)
-        n, place, sign = at.tolist()
-        gradient[int(n), *np.unravel_index(int(place), x.shape[1:])] += (1 + ctx.eps) * d_m * sign
+        # By tensors: on a GPU a look at the place would wait for all that came before.
+        n, place = at[:2].long().split(1)
+        place = n, *torch.unravel_index(place, x.shape[1:])
+        gradient[place] += (1 + ctx.eps) * d_m * at[2]
         return gradient, None
 
 

@@ -1,12 +1,14 @@
 """The loops of :mod:`wexlib.ops.cpu` over a weight, in C++ (fused.cpp): compiled, and called.
 
 They are compiled when they are first asked for, in a few seconds, by ``$CXX`` or ``c++``, and kept
-in the user's cache: ``python -m wexlib.ops`` says where, or what is missing. Without them a
-function of a weight is what it is on a GPU, some operations of torch's, the same to rounding.
+in the user's cache: ``python -m wexlib.ops`` says where, or what is missing. On a GPU they are
+kernels (:mod:`wexlib.ops.gpu`). Without them a function of a weight is some operations of torch's,
+the same to rounding.
 """
 
 import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -118,20 +120,28 @@ def _function(name: str, dtype: torch.dtype):
     return function
 
 
+@cache
+def has_triton() -> bool:
+    """Whether there is Triton, which torch brings along for a GPU."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def fits(weight: Tensor, *others: object) -> bool:
     """Whether there is a loop for a weight and the other tensors of a function of it."""
-    dtype = weight.dtype
+    dtype, device = weight.dtype, weight.device
     if dtype not in TYPES or not weight.numel():
         return False
     for x in (weight, *others):
         if isinstance(x, Tensor) and not (
             x.dtype == dtype
-            and x.device.type == "cpu"
+            and x.device == device
             and type(x) in (Tensor, nn.Parameter)
             and not x.is_neg()
         ):
             return False
-    return (weight.is_contiguous() or _channels_last(weight)) and library() is not None
+    if not (weight.is_contiguous() or _channels_last(weight)):
+        return False
+    return library() is not None if device.type == "cpu" else device.type in CALLS and has_triton()
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -196,9 +206,22 @@ def run(
                 f"they are written, for a weight of shape {tuple(weight.shape)}"
             )
         given.append(ordered)
-    pointers = (ctypes.c_void_p * (len(kinds) - 1))(
-        *[x if x is None else x.data_ptr() for x in given]
-    )
+    given += [None] * (len(kinds) - 1 - len(given))
     last = places == 1 or not weight.is_contiguous()
+    CALLS[weight.device.type](name, weight, given, shape, last)
+
+
+def _compiled(name: str, weight: Tensor, given: list, shape: tuple, last: bool) -> None:
+    pointers = (ctypes.c_void_p * len(given))(*[x if x is None else x.data_ptr() for x in given])
     threads = torch.get_num_threads() if weight.numel() >= SMALL else 1
     _function(name, weight.dtype)(last, threads, *shape, pointers)
+
+
+def _kernel(name: str, weight: Tensor, given: list, shape: tuple, last: bool) -> None:
+    from wexlib.ops.gpu import launch_loop  # Triton, on a GPU only
+
+    launch_loop(name, given, shape, last)
+
+
+#: Who computes a loop on each kind of device.
+CALLS = {"cpu": _compiled, "cuda": _kernel}

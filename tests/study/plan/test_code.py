@@ -191,6 +191,8 @@ PLANS = {
         ("artanh", False, "none", "artanh"),
     )
 }
+ON_A_GPU = "plain, on a GPU"
+PLANS[ON_A_GPU] = PLANS["plain"] | {"scale": "gpu"}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +209,10 @@ PLANS = {
             '"mine": digits.digits10,\n    "digits10": ',
             set(),
         ),
+        ("wexlib/ops/kernels.py", "TILE, PLACES = 2048", "TILE, PLACES = 1024", {ON_A_GPU}),
+        ("wexlib/ops/gpu.py", "LAST=last", "LAST=not last", {ON_A_GPU}),
+        ("wexlib/ops/grouped.py", "deviation + 1e-5", "deviation + 1e-6", {ON_A_GPU}),
+        ("wexlib/ops/fused.cpp", "double first = w[0]", "double first = 0", set(PLANS)),
         ("wexlib/models.py", "class ResNet(", "class ResNet(nn.Sequential, ", set(PLANS)),
         ("study/train/loop.py", "EVALUATION_BATCH = 500", "EVALUATION_BATCH = 5", set(PLANS)),
     ],
