@@ -177,9 +177,22 @@ def together(modules: Sequence[Parametrization], weights: Sequence[Tensor]) -> l
     return results
 
 
-@lru_cache(maxsize=256)
-def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+#: The tables that CUDA graphs read, for as long as these may be replayed.
+KEPT: set[Tensor] = set()
+
+
+@lru_cache(maxsize=4096)
+def _made(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return torch.tensor(list(zip(*rows, strict=True)), device=device)
+
+
+def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """On the device. Addresses count from one another, so that it is made once for a model: its
+    parameters stay where they are."""
+    table = _made(rows, device)
+    if table.is_cuda and torch.cuda.is_current_stream_capturing():
+        KEPT.add(table)
+    return table
 
 
 def _up(size: int) -> int:
@@ -299,8 +312,10 @@ class Group(Function):
             launch(kernel, layout.filters, *reads, d_w, slopes, count, **constants)
             found = [_part(d_w, *part) for part in zip(layout.results, weights, strict=False)]
             found += _of_nets(ctx, layout, record, slopes)
-        wanted = zip(found, ctx.needs_input_grad[1:], strict=True)
-        return None, *(x if want else None for x, want in wanted)
+        asked = [g is not None for g in upstream]
+        asked += [one for one in asked for _ in layout.own[0]] if layout.own else []
+        wanted = zip(found, ctx.needs_input_grad[1:], asked, strict=True)
+        return None, *(x if want and one else None for x, want, one in wanted)
 
 
 def _gathered(upstream: tuple, weights: list[Tensor], layout: Layout) -> Tensor:
