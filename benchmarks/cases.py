@@ -6,10 +6,13 @@ computed first; ``layer by layer``, ours without that; ``folded``, ours after ``
 Ratios are to ``plain`` in the same round; ``_low`` and ``_high`` are quartiles.
 """
 
+import copy
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from functools import partial
 from typing import NamedTuple
 
@@ -20,9 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import wexlib
 from benchmarks import naive
-from benchmarks.counting import Held, Traffic
+from benchmarks.counting import Held, Operations, Traffic
 from benchmarks.measure import bandwidth, compared, interleaved, quartiles
 from wexlib import CBAM, SE, Location, Magnitude, Standardize, models
+from wexlib.ops.capture import FIRST_CALLS, Captured
 from wexlib.parametrization import chain
 from wexlib.related import DynamicConv2d, ODConv2d, replace
 from wexlib.where import excited
@@ -47,21 +51,29 @@ CPU_BARS = {
     "CBAM with skips": {32: 1.10, 128: 1.03},
     "magnitude": {32: 1.06, 128: 1.02},
 }
-GPU_BAR = 1.05
+#: Of a captured step on a GPU, in bfloat16, deterministic; and of one's own loop with precompute.
+GPU_BARS = {
+    "SE": {512: 1.03, 128: 1.08},
+    "CBAM with skips": {512: 1.06, 128: 1.15},
+    "magnitude": {512: 1.03, 128: 1.08},
+}
+LOOP_BARS = {512: 1.10}
 
 
 class Setting(NamedTuple):
-    """One way to train: naive layers, and ours layer by layer, are measured too, or not."""
+    """One way to train: naive layers, ours layer by layer, and the captured step, or not."""
 
     batch: int
     channels_last: bool = False
     bf16: bool = False
     naive: bool = False
+    captured: bool = False
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: ``FULL``, or ``QUICK`` to try the command."""
+    """How much is measured: ``FULL``, or ``QUICK`` to try the command; ``GPU`` what 4 minutes of
+    one allow, and ``TRY_GPU`` that without one."""
 
     rounds: int
     width: int
@@ -87,7 +99,8 @@ FULL = Size(
         Setting(32, naive=True),
         Setting(128, channels_last=True, naive=True),
         Setting(512, bf16=True, naive=True),
-        Setting(512, channels_last=True, bf16=True, naive=True),
+        Setting(512, channels_last=True, bf16=True, naive=True, captured=True),
+        Setting(128, channels_last=True, bf16=True, naive=True, captured=True),
     ),
     inference=(1, 32, 256),
     widths=(64, 128, 256, 512),
@@ -104,14 +117,33 @@ QUICK = Size(
     kernels=(1, 3),
     depths=("resnet18",),
 )
+GPU = replace_fields(
+    FULL,
+    rounds=9,
+    gpu=tuple(s for s in FULL.gpu if s.captured),
+    inference=(512,),
+)
+TRY_GPU = replace_fields(
+    QUICK,
+    cpu=(Setting(4, channels_last=True, bf16=True, naive=True, captured=True),),
+    inference=(4,),
+)
 
 
 def settings(size: Size, device: torch.device) -> tuple[Setting, ...]:
     """The settings for a device; bfloat16 only where the processor computes in it."""
     if device.type == "cuda":
         return size.gpu
-    fast = torch.cpu.get_capabilities().get("avx512_bf16") or size is QUICK
+    fast = torch.cpu.get_capabilities().get("avx512_bf16") or size in (QUICK, TRY_GPU)
     return tuple(s for s in size.cpu if fast or not s.bf16)
+
+
+def deterministic() -> None:
+    """On a GPU: kernels that give the same bits each time, as a run's, and none that is tried."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)  # naive layers have kernels that vary
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
 
 
 # --- Models and what is done with them -----------------------------------------------------------
@@ -137,17 +169,23 @@ def optimizer_of(model: nn.Module, fused: bool | None = True) -> torch.optim.Opt
 
 
 def training(
-    model: nn.Module, x: Tensor, bf16: bool = False, first: bool = True, fused: bool | None = True
+    model: nn.Module,
+    x: Tensor,
+    bf16: bool = False,
+    first: bool = True,
+    fused: bool | None = True,
+    captured: bool = False,
 ) -> Callable[[], None]:
     """A step: forward, backward, update (SGD with momentum and decay), as in study.train.loop.
 
-    ``first``: with the weights that wexlib excites computed before the first layer.
+    ``first``: with the weights that wexlib excites computed before the first layer. ``captured``:
+    as one CUDA graph, where there is a GPU.
     """
     labels = torch.arange(len(x), device=x.device) % 10
     optimizer = optimizer_of(model, fused)
     model.train()
 
-    def step():
+    def step(x, labels):
         before = wexlib.precompute(model) if first else nullcontext()
         with before, torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             scores = model(x)
@@ -156,7 +194,7 @@ def training(
         loss.backward()
         optimizer.step()
 
-    return step
+    return partial(Captured(step) if captured else step, x, labels)
 
 
 def inference(model: nn.Module, x: Tensor) -> Callable[[], None]:
@@ -193,28 +231,106 @@ def _rows(times: dict, **common) -> list[dict]:
 
 
 def train(size: Size, device: torch.device) -> list[dict]:
-    """The time of a training step, and its ratio to the plain network's."""
-    rows = []
-    for batch, last, bf16, with_naive in settings(size, device):
-        x = images(batch, device, last)
-        cases = {
-            key: training(network(size, device, change, last), x, bf16, key[1] != LAYER_BY_LAYER)
-            for key, change in _forms("ours", *[LAYER_BY_LAYER, "naive"] * with_naive).items()
-        }
-        common = {
-            "device": device.type,
-            "batch": batch,
-            "memory_format": "channels_last" if last else "contiguous",
-            "precision": "bf16" if bf16 else "float32",
-        }
-        for row in _rows(interleaved(cases, size.rounds, device), **common):
-            bar = None
-            if row["form"] == "ours" and device.type == "cpu" and not bf16:
-                bar = CPU_BARS[row["method"]].get(batch)
-            elif row["form"] == "ours" and bf16 and batch == 512:
-                bar = GPU_BAR
-            rows.append(row | {"bar": bar})
+    """The time of a training step, and its ratio to the plain network's in the same way.
+
+    ``way`` is eager or captured. ``tflops``: the plain network's products and convolutions, over
+    the time.
+    """
+    rows, (_, flops) = [], operations(network(size, device), device)
+    for setting in settings(size, device):
+        for way in ("eager", "captured")[: 1 + setting.captured]:
+            cases = steps(size, device, setting, way)
+            common = {
+                "device": device.type,
+                "batch": setting.batch,
+                "memory_format": "channels_last" if setting.channels_last else "contiguous",
+                "precision": "bf16" if setting.bf16 else "float32",
+                "way": way,
+            }
+            for row in _rows(interleaved(cases, size.rounds, device), **common):
+                tflops = flops * setting.batch / row["ms"] / 1e9
+                rows.append(row | {"tflops": tflops, "bar": _bar(row, setting)})
     return rows
+
+
+def steps(size: Size, device: torch.device, setting: Setting, way: str) -> dict:
+    """The steps of a setting, by method and form."""
+    batch, last, bf16, with_naive, _ = setting
+    forms = ["ours", *[LAYER_BY_LAYER] * (way == "eager"), "naive"][: 3 if with_naive else 1]
+    x = images(batch, device, last)
+    return {
+        (name, form): training(
+            network(size, device, change, last),
+            x,
+            bf16,
+            first=form == "ours",
+            captured=way == "captured",
+        )
+        for (name, form), change in _forms(*forms).items()
+    }
+
+
+def _bar(row: dict, setting: Setting) -> float | None:
+    """The most that the ratio may be."""
+    if row["form"] != "ours":
+        return None
+    if row["device"] == "cpu":
+        return None if setting.bf16 else CPU_BARS[row["method"]].get(setting.batch)
+    if not setting.captured:
+        return None
+    bars = GPU_BARS[row["method"]] if row["way"] == "captured" else LOOP_BARS
+    return bars.get(setting.batch)
+
+
+def operations(model: nn.Module, device: torch.device) -> tuple[int, int]:
+    """Floating-point operations of one image: forward, and forward and backward."""
+    with FlopCounterMode(display=False) as forward:
+        scores = model(torch.zeros(2, 3, 32, 32, device=device))
+    with FlopCounterMode(display=False) as backward:
+        scores.sum().backward()
+    one_way = forward.get_total_flops() // 2
+    return one_way, one_way + backward.get_total_flops() // 2
+
+
+def launches(size: Size, device: torch.device) -> list[dict]:
+    """What a training step launches, counted, without a clock.
+
+    On a GPU its kernels, by the profiler. Elsewhere torch's operations and wexlib's loops, of which
+    a GPU makes a kernel each. ``host`` is what Python launches: all of it, or one graph.
+    """
+    rows, setting = [], settings(size, device)[-1]
+    for way in ("eager", "captured"):
+        for (method, form), step in steps(size, device, setting, way).items():
+            if form == "control":
+                continue
+            for _ in range(FIRST_CALLS + 2):
+                step()
+            kernels, host, loops = _count(step, device)
+            rows.append(
+                {"device": device.type, "way": way, "method": method, "form": form}
+                | {"counted": "kernels" if device.type == "cuda" else "operations and loops"}
+                | {"kernels": kernels, "loops": loops, "host": host}
+            )
+    return rows
+
+
+def _count(step: Callable[[], None], device: torch.device) -> tuple[int, int, int | None]:
+    """Kernels of a step, launches by Python, and loops among them if they can be told."""
+    if device.type == "cuda":
+        kinds = torch.profiler.ProfilerActivity
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
+            step()
+            torch.cuda.synchronize()
+        events = [(e.device_type, e.name) for e in profile.events()]
+        on_gpu = torch.autograd.DeviceType.CUDA
+        kernels = sum(kind == on_gpu and not name.startswith("Mem") for kind, name in events)
+        calls = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync")
+        return kernels, sum(name.startswith(calls) for _, name in events), None
+    with Operations() as counted:
+        step()
+    total = counted.torchs + counted.loops
+    return total, total, counted.loops
 
 
 def recipe(size: Size, device: torch.device) -> list[dict]:
@@ -397,6 +513,111 @@ def compile(size: Size, device: torch.device) -> list[dict]:
         cases[key], first[key] = step, time.perf_counter() - began
     rows = _rows(interleaved(cases, size.rounds, device), device=device.type, batch=batch)
     return [row | {"first_step_s": first[row["method"], row["form"]]} for row in rows]
+
+
+#: One weight of each kind that a network has: stem, layers of growing width, 1x1, grouped's share,
+#: linear, and those of signals and volumes.
+SHAPES = (
+    (64, 3, 7, 7),
+    (64, 64, 3, 3),
+    (128, 64, 3, 3),
+    (512, 256, 3, 3),
+    (256, 128, 1, 1),
+    (64, 16, 3, 3),
+    (100, 512),
+    (32, 16, 3, 3, 3),
+)
+ALL = {
+    "standardization": Standardize(),
+    **{name: parts for name, (parts, _) in METHODS.items()},
+    "CBAM": [Standardize(), Location(CBAM())],
+    "BAM": [Standardize(), Location(wexlib.BAM())],
+    "triplet": [Standardize(), Location(wexlib.Triplet())],
+    "global": [Standardize(), wexlib.Global()],
+    "learnable magnitude": [Standardize(), Magnitude("learnable")],
+    "location and magnitude": [Standardize(), NOVEL, Magnitude()],
+    "SE, not standardized": Location(SE()),
+}
+#: The most that a number may deviate, over the largest of its tensor.
+EXACT = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+def exact(size: Size, device: torch.device) -> list[dict]:
+    """The worst deviation of excited weights and gradients from a CPU's in float64.
+
+    Over the largest number of the tensor, over all shapes and both memory formats.
+    """
+    shapes = SHAPES if size.width == FULL.width else [(8, *shape[1:]) for shape in SHAPES[:3]]
+    rows = []
+    for method, parts in ALL.items():
+        for dtype, bound in EXACT.items():
+            worst = torch.tensor([_deviation(parts, s, dtype, device) for s in shapes]).amax(0)
+            forward, backward = worst.tolist()
+            rows.append(
+                {
+                    "device": device.type,
+                    "method": method,
+                    "dtype": str(dtype).removeprefix("torch."),
+                }
+                | {"forward": forward, "gradient": backward, "bar": bound, "shapes": len(shapes)}
+            )
+    return rows
+
+
+def _deviation(parts, shape: tuple, dtype: torch.dtype, device: torch.device) -> tuple:
+    """Of the excited weight, and of the worst gradient."""
+    generator = torch.Generator().manual_seed(0)
+    # Numbers that every dtype has.
+    weight = torch.randn(shape, generator=generator).double()
+    upstream = torch.randn(shape, generator=generator).double()
+    reference = chain(parts).build(weight.float(), generator=generator).double()
+    expected = _differentiated(reference, weight, upstream)
+    module = copy.deepcopy(reference).to(device, dtype)
+    worst = [0.0, 0.0]
+    formats = [torch.contiguous_format, *[torch.channels_last] * (len(shape) == 4)]
+    for order in formats:
+        given = (x.to(device, dtype).contiguous(memory_format=order) for x in (weight, upstream))
+        found = _differentiated(module, *given)
+        errors = [
+            ((a.cpu().double() - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
+            for a, b in zip(found, expected, strict=True)
+        ]
+        worst = [max(worst[0], errors[0]), max(worst[1], *errors[1:])]
+    return tuple(worst)
+
+
+def _differentiated(module: nn.Module, weight: Tensor, upstream: Tensor) -> list[Tensor]:
+    """The excited weight, and the gradients."""
+    weight = weight.clone(memory_format=torch.preserve_format).requires_grad_()
+    inputs = [weight, *module.parameters()]
+    out = module(weight)
+    found = torch.autograd.grad(out, inputs, upstream, allow_unused=True)
+    return [out.detach(), *(g for g in found if g is not None)]
+
+
+def bits(size: Size, device: torch.device) -> list[dict]:
+    """Whether two trainings from one start end in the same bits, and captured ones where eager do.
+
+    ``apart``: how many numbers of the model differ.
+    """
+    setting, count = settings(size, device)[-1], 12
+    x, rows = images(setting.batch, device, setting.channels_last), []
+    for method, change in {"plain": lambda model: model, **changes("ours")}.items():
+        ends = []
+        for captured in (False, False, True, True):
+            model = network(size, device, change, setting.channels_last)
+            step = training(model, x, setting.bf16, captured=captured)
+            for _ in range(count):
+                step()
+            ends.append([t.detach().clone() for t in model.state_dict().values()])
+        pairs = {"eager twice": (0, 1), "captured twice": (2, 3), "eager and captured": (0, 2)}
+        for what, (a, b) in pairs.items():
+            apart = sum((p != q).sum().item() for p, q in zip(ends[a], ends[b], strict=True))
+            rows.append(
+                {"device": device.type, "method": method, "what": what, "steps": count}
+                | {"apart": apart, "numbers": sum(t.numel() for t in ends[0])}
+            )
+    return rows
 
 
 def cost(size: Size, device: torch.device) -> list[dict]:

@@ -84,6 +84,33 @@ def _named(func, args: tuple, kwargs: dict) -> Iterator[tuple]:
     return pairs + [(a, kwargs[a.name]) for a in arguments[len(args) :] if a.name in kwargs]
 
 
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute, in ``torchs``, and the loops of wexlib, in ``loops``.
+
+    On a GPU an operation of torch's is a kernel, seldom more, and a loop is one of Triton's.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.torchs = self.loops = 0
+
+    def __enter__(self):
+        self._run, fused.run = fused.run, self._loop
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        fused.run = self._run
+        return super().__exit__(*error)
+
+    def _loop(self, *given) -> None:
+        self.loops += 1
+        self._run(*given)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.torchs += not (func in EMPTY or func.is_view)
+        return func(*args, **(kwargs or {}))
+
+
 class Held(TorchDispatchMode):
     """Follows the bytes of the tensors that operations make: ``now`` held, ``peak`` at the most.
 

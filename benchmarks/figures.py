@@ -21,12 +21,13 @@ def training_ratios(frame: pd.DataFrame, title: str) -> Figure:
         frame: train.csv, of one device.
         title: the figure's.
     """
-    settings = ["batch", "memory_format", "precision"]
+    settings = ["batch", "memory_format", "precision", "way"]
     rows = frame[frame["form"].isin(MARKERS)].copy()
     rows["method"] = rows["method"].replace("plain", "plain, again")
     rows["line"] = [
         f"{row.method}, {row.batch}, {row.memory_format.replace('_', ' ')}"
         + (", bf16" if row.precision == "bf16" else "")
+        + ("" if row.way == "eager" else f", {row.way}")
         for row in rows.itertuples()
     ]
     rows = rows.sort_values(settings, kind="stable")

@@ -50,9 +50,39 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     read = {p.stem: pd.read_csv(p) for p in sorted(Path(folder).glob("*.csv"))}
     shown = {}
     if "train" in read:
+        frame = read["train"]
         shown["Training step, ratio to plain"] = ratios(
-            read["train"], ["device", "precision", "memory_format", "batch"]
+            frame, ["device", "precision", "memory_format", "batch", "way"]
         )
+        plain = frame[frame["form"] == "plain"].reset_index(drop=True)
+        shown["A plain training step"] = plain[
+            ["device", "precision", "memory_format", "batch", "way"]
+        ].assign(ms=spread(plain, "ms", 2), tflops=plain["tflops"].round(2))
+    if "launches" in read:
+        shown["What a training step launches"] = (
+            read["launches"]
+            .pivot_table(
+                index=["device", "counted", "method", "way"],
+                columns="form",
+                values=["kernels", "loops", "host"],
+                sort=False,
+                dropna=False,
+            )
+            .dropna(how="all")
+            .pipe(_flat)
+        )
+    if "exact" in read:
+        frame = read["exact"]
+        met = frame[["forward", "gradient"]].max(axis=1) <= frame["bar"]
+        shown["Worst deviation from a CPU's float64"] = frame[
+            ["device", "method", "dtype", "shapes"]
+        ].assign(
+            **{name: frame[name].map("{:.1e}".format) for name in ("forward", "gradient", "bar")},
+            met=met.map({True: "yes", False: "no"}),
+        )
+    if "bits" in read:
+        columns = ["device", "method", "what", "steps", "apart", "numbers"]
+        shown["Numbers of a trained model that differ in a bit"] = read["bits"][columns]
     if "inference" in read:
         shown["Inference, ratio to plain"] = ratios(read["inference"], ["device", "batch"])
     if "passes" in read:
@@ -94,18 +124,31 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
             "ms",
         ),
         ("loader", "Loaders, images a second", ["device", "loader"], "images_per_s"),
+        (
+            "loading",
+            "Images from disk, a second",
+            ["device", "loader", "share", "megabytes"],
+            "images_per_s",
+        ),
         ("start", "Start of a process, seconds", ["what"], "s"),
         ("compile", "Compiled training step, ms", ["device", "batch", "method", "form"], "ms"),
     ):
         if name in read:
             frame = read[name]
-            digits = 0 if name == "loader" else 2
+            digits = 0 if name in ("loader", "loading") else 2
             shown[title] = frame[key].assign(**{value: spread(frame, value, digits)})
             if "ratio" in frame:
                 shown[title]["ratio"] = spread(frame, "ratio")
             if name == "compile":
                 shown[title]["first_step_s"] = frame["first_step_s"].round(1)
     return shown
+
+
+def _flat(wide: pd.DataFrame) -> pd.DataFrame:
+    """Two levels of columns as one, ``kernels ours``; counts without decimals."""
+    wide.columns = [" ".join(name) for name in wide.columns]
+    shown = wide.map(lambda count: "–" if pd.isna(count) else f"{count:.0f}")
+    return shown.loc[:, (shown != "–").any()].reset_index()
 
 
 def _span(frame: pd.DataFrame, kind: str) -> pd.Series:
@@ -156,6 +199,7 @@ class Measurements:
         lines = [f"{(barred['met'] == 'yes').sum()} of {len(barred)} bars are met."]
         for row in barred[barred["met"] == "no"].itertuples():
             setting = f"{row.method}, batch {row.batch}, {row.memory_format}, {row.precision}"
+            setting += "" if row.way == "eager" else f", {row.way}"
             lines.append(f"Not met on {row.device}: {setting}: {row.ours}, the bar is {row.bar}.")
         return "\n".join(lines)
 
@@ -165,7 +209,7 @@ class Measurements:
         if not frames:
             return MISSING
         train = pd.concat(frames)
-        keys = ["device", "memory_format", "precision", "batch"]
+        keys = ["device", "memory_format", "precision", "batch", "way"]
         wide = train.assign(key=train["method"] + " " + train["form"])
         wide = wide.pivot_table(index=keys, columns="key", values="ms")
         mine = [name for name in wide if name.endswith(" ours")]

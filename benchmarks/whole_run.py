@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import wexlib
 from benchmarks.cases import (
@@ -25,6 +24,7 @@ from benchmarks.cases import (
     excitation_of,
     images,
     network,
+    operations,
     optimizer_of,
     training,
 )
@@ -121,7 +121,7 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
         train, test, batch = 50_000, 10_000, 512
     data = _random_images(train, test)
     rows, rate = [], multiplications(device)
-    forward, both = _flops(network(size, device), device)
+    forward, both = operations(network(size, device), device)
     floor = (train * both + test * forward) / rate
     excitations = {"plain": None} | {name: parts for name, (parts, _) in METHODS.items()}
     for name, excitation in excitations.items():
@@ -137,16 +137,6 @@ def epoch(size: Size, device: torch.device) -> list[dict]:
                 | {"floor_s": floor, "rate_gflops": rate / 1e9}
             )
     return rows
-
-
-def _flops(model: nn.Module, device: torch.device) -> tuple[int, int]:
-    """Of one image: forward, and forward and backward."""
-    with FlopCounterMode(display=False) as forward:
-        scores = model(torch.zeros(2, 3, 32, 32, device=device))
-    with FlopCounterMode(display=False) as backward:
-        scores.sum().backward()
-    one_way = forward.get_total_flops() // 2
-    return one_way, one_way + backward.get_total_flops() // 2
 
 
 def _epoch(

@@ -22,7 +22,8 @@ def plan(scale: str | None) -> None:
 
     home = root()
     if scale is None:
-        clear(home / PLAYGROUND / "plan.json")
+        for name in ("plan", "data"):
+            clear(home / PLAYGROUND / f"{name}.json")
         made = config.write_playground(home, DATASETS)
         print(f"the playground is planned at scale {made['scale']}")
         return
@@ -35,17 +36,19 @@ def plan(scale: str | None) -> None:
     print(f"{len(config.write_plans(home, scale, DATASETS))} runs planned at scale {scale}")
 
 
-def data(scale: str, role: str) -> None:
-    """Prepare the arrays of a dataset role."""
+def data(name: str) -> None:
+    """Prepare the arrays of a role, ``<scale>/<role>``, or those of the ``playground``."""
     from study.data.datasets import prepare
 
-    file = root() / "scales" / scale / "plan" / "data" / f"{role}.json"
+    scale, _, role = name.partition("/")
+    plans = root() / "scales" / scale / "plan" / "data"
+    file = root() / PLAYGROUND / "data.json" if name == PLAYGROUND else plans / f"{role}.json"
     spec = json.loads(file.read_text(encoding="utf-8"))
-    folder = root() / "data" / scale / role
+    folder = root() / "data" / name
     clear(folder)
     if "missing" in spec:
         write_json(folder / "meta.json", {"missing": spec["missing"]})
-        print(f"{role} at scale {scale}: {spec['missing']}")
+        print(f"{name}: {spec['missing']}")
         return
     sizes = {key: spec[key] for key in ("train", "validation", "test")}
     prepare(spec["dataset"], folder, **sizes)
@@ -64,7 +67,7 @@ def run(name: str) -> None:
         clear(path)
     if "missing" in plan["data"]:
         write_not_run(plan)
-        print(f"{name} is not run: it {plan['data']['missing']}")
+        print(f"{name} is not run: {plan['data']['missing']}")
         return
     executed = root() / "build" / "executed" / f"{name}.ipynb"
     pinned = {} if plan["scale"] in REAL else ENVIRONMENT
@@ -118,6 +121,17 @@ def make(scale: str | None, jobs: int | None, only: str | None) -> None:
     make(scale, jobs, only)
 
 
+def submit(scale: str, runs: list[str], gpus: int | None, hours: float) -> None:
+    """Submit a scale's runs, all or those named, as jobs of a Slurm cluster."""
+    from study.submit import submit
+
+    jobs = submit(scale, runs, gpus, hours)
+    print(
+        f"{len(jobs)} jobs from {jobs[0].job_id} on, their logs in build/jobs: when they are done"
+    )
+    print(f"`make SCALE={scale}` writes tables, chapters and book")
+
+
 def _this_environment() -> None:
     """``dvc`` may be called by its path, and then ``python`` is another one: go on in its own."""
     if importlib.util.find_spec("papermill"):
@@ -142,18 +156,24 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for function, names in (
         (plan, ["scale"]),
-        (data, ["scale", "role"]),
+        (data, ["name"]),
         (run, ["name"]),
         (tables, ["scale"]),
         (chapter, ["scale", "notebook"]),
         (book, ["scale"]),
         (compare, ["scale"]),
+        (submit, ["scale"]),
         (make, []),
     ):
         command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])
         for name in names:
             command.add_argument(name, nargs="?" if function is plan else None)
         command.set_defaults(function=function)
+    command = commands.choices["submit"]
+    command.add_argument("runs", nargs="*", help="those to submit; none: all")
+    command.add_argument("--gpus", type=int, help="of each job; by default one a process")
+    command.add_argument("--hours", type=float, default=24, help="of each job, then queued again")
+    command = commands.choices["make"]
     command.add_argument("--scale")
     command.add_argument("--jobs", type=int, help="how many at a time; one a core or GPU")
     command.add_argument(

@@ -16,7 +16,11 @@ KEPT = {
     "cifar10": ["mixer10-mwe"],
     "cinic10": ["resnet18-ours-ws", "resnet18-mwe"],
     "imagenet": ["imagenet-global-ws"],
+    "voc": ["voc-se-ws"],
+    "kinetics": ["kinetics-mwe"],
 }
+#: Of roles that smoke has not.
+ELSEWHERE = {"tiny-imagenet": ["tiny"], "jester": ["jester"]}
 #: Runs of the evidence, made by a scale with real data.
 EVIDENCE = ("evidence-plain", "evidence-se-ws")
 RUNS = {run for runs in KEPT.values() for run in runs}
@@ -67,7 +71,7 @@ def keep_a_few_runs(folder: Path) -> None:
     """
     yaml = YAML()
     runs = yaml.load(folder / "runs.yaml")
-    kept = KEPT | {"evidence": EVIDENCE}
+    kept = KEPT | ELSEWHERE | {"evidence": EVIDENCE}
     runs["runs"] = {role: {n: runs["runs"][role][n] for n in kept[role]} for role in kept}
     for run in runs["runs"]["evidence"].values():
         run["seeds"] = 1

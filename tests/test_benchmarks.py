@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import naive
 from benchmarks.cases import METHODS
-from benchmarks.counting import Held, Traffic
+from benchmarks.counting import Held, Operations, Traffic
 from wexlib import SE, Location
 from wexlib.parametrization import chain
 
@@ -124,8 +124,11 @@ def test_bytes_held_worked_by_hand():
 
 
 COLUMNS = {
-    "train": "device batch memory_format precision method form ms ms_low ms_high ratio ratio_low "
-    "ratio_high rounds bar",
+    "train": "device batch memory_format precision way method form ms ms_low ms_high ratio "
+    "ratio_low ratio_high rounds tflops bar",
+    "exact": "device method dtype forward gradient bar shapes",
+    "bits": "device method what steps apart numbers",
+    "launches": "device way method form counted kernels loops host",
     "inference": "device batch method form ms ms_low ms_high ratio ratio_low ratio_high rounds",
     "scaling": "device axis value method form ms ms_low ms_high weights_mb floor_ms bandwidth_gb_s",
     "passes": "method form memory_format way passes floor",
@@ -133,6 +136,8 @@ COLUMNS = {
     "cost": "method parameters flops train_ms train_low train_high inference_ms inference_low "
     "inference_high batch",
     "loader": "device loader images_per_s images_per_s_low images_per_s_high batch rounds",
+    "loading": "device loader images_per_s images_per_s_low images_per_s_high share megabytes "
+    "batch rounds",
     "recipe": "device batch choice ms ms_low ms_high ratio ratio_low ratio_high rounds",
     "allocator": "device method batch memory_format freed ms ms_low ms_high ratio ratio_low "
     "ratio_high pages rounds",
@@ -150,7 +155,7 @@ def test_the_quick_run_writes_every_table(tmp_path):
     for name, frame in read.items():
         assert list(frame) == [*COLUMNS[name].split(), "machine", "torch", "date"]
     report = (tmp_path / "speed.md").read_text(encoding="utf-8")
-    assert report.count("\n## ") == len(COLUMNS)
+    assert report.count("\n## ") == len(COLUMNS) + 1  # two tables of train
     control = read["train"].query("form == 'control'")
     assert len(control) == read["train"].groupby(["memory_format", "precision"]).ngroups
     parts = read["epoch"].groupby("method")["share"].sum()
@@ -164,3 +169,47 @@ def test_the_quick_run_writes_every_table(tmp_path):
     )
     assert (total["ours"] < total["naive"]).all()
     assert (read["passes"]["passes"] > read["passes"]["floor"]).all()
+
+
+def test_the_command_for_a_gpu_is_tried_without_one(tmp_path):
+    """Every line of it but the clock of a GPU and the capture; others' results stay."""
+    there = pd.DataFrame({"device": ["cuda", "cpu"], "method": "SE", "dtype": "float32"})
+    there.assign(forward=1e-7, gradient=1e-6, bar=1e-3, shapes=8).to_csv(tmp_path / "exact.csv")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--out", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("this tries the command")
+    read = {path.stem: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
+    assert read.keys() == {"exact", "bits", "inference", "train", "launches"}
+    exact = read["exact"]
+    assert (exact["device"] == "cuda").sum() == 1 < (exact["device"] == "cpu").sum()
+    assert (exact[["forward", "gradient"]].max(axis=1) <= exact["bar"]).all()
+    assert (read["bits"]["apart"] == 0).all()
+    forms = read["train"].groupby("way")["form"].unique().map(set)
+    assert forms["eager"] == {"plain", "control", "ours", "layer by layer", "naive"}
+    assert forms["captured"] == {"plain", "control", "ours", "naive"}
+    assert (read["train"]["tflops"] > 0).all()
+    counts = (
+        read["launches"]
+        .query("way == 'eager'")
+        .pivot_table(index="method", columns="form", values=["kernels", "loops"])
+    )
+    methods = list(METHODS)
+    assert (counts["kernels"]["ours"] < counts["kernels"]["naive"])[methods].all()
+    assert (counts["loops"]["naive"] == 0)[methods].all()
+    report = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    assert "| operations and loops |" in report and "captured" in report
+
+
+def test_operations_and_loops_counted_by_hand():
+    x = torch.ones(4, 2, 3, 3)
+    with Operations() as counted:
+        y = (x * x).view(4, -1).sum(1)
+        torch.empty(3).copy_(y[:3])
+    assert (counted.torchs, counted.loops) == (3, 0)
+    excitation = chain(METHODS["SE"][0]).build(x)
+    with Operations() as counted, torch.no_grad():
+        excitation(torch.randn(4, 2, 3, 3))
+    assert counted.loops == 2  # what is looked at, and the result

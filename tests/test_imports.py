@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A file beside the folders is a room of its own.
-ROOMS = "files notebook plan data train results figures book dvc repro cli".split()
+ROOMS = "files notebook plan data train results figures book dvc repro submit cli".split()
 #: Imports every module of wexlib where whatever else is installed cannot be found, but for what
 #: torch itself imports.
 ALONE = """

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wexlib import models as library
-from wexlib.attach import excite
-from wexlib.attention import BAM, CBAM, SE, FeatureAttention, Triplet
+from wexlib.attach import attend, excite
+from wexlib.attention import BAM, CBAM, SE, Triplet
 from wexlib.excitation import Global, Location, Standardize
 from wexlib.magnitude import Magnitude
 from wexlib.names import choose
@@ -86,6 +86,17 @@ def _excitations(model: nn.Module) -> list[dict]:
     return list(found.values())
 
 
+def _attentions(model: nn.Module) -> list[dict]:
+    """Which feature maps are attended by what: a row for each attention."""
+    found: dict[object, dict] = {}
+    for name, module in model.named_modules():
+        if attended := getattr(module, "feature_attention", None):
+            attention = attended.attention
+            row = {"attention": to_json(attention), "modules": []}
+            found.setdefault(attention, row)["modules"].append(name)
+    return list(found.values())
+
+
 def _checksum(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(state):
@@ -110,49 +121,47 @@ def save(
         >>> save("net.safetensors", net, model="resnet18", classes=10)
 
     Tensors are named ``<seed>.<name in the state_dict>``. The metadata hold the model, what its
-    weights are excited by, read from the model itself, and a checksum of each seed's tensors.
+    weights are excited by and its feature maps attended, read from the model itself, and a checksum
+    of each seed's tensors.
 
     Args:
         path: the file.
         models: a model, or those of one kind by the seeds that they were trained with; a single
             one has the seed 0.
-        model, classes, image_size, options: what :func:`wexlib.models.build` built it of.
+        model, classes, image_size, options: what :func:`wexlib.models.build` built it of; a model
+            of your own has any other name, and :func:`load` is then given the plain model.
 
     Raises:
         TypeError: an excitation that JSON does not hold.
-        ValueError: the models are excited by different excitations, or one has attention on its
-            feature maps.
+        ValueError: the models are excited by different excitations.
     """
     models = {0: models} if isinstance(models, nn.Module) else dict(models)
-    if any(isinstance(part, FeatureAttention) for one in models.values() for part in one.modules()):
-        raise ValueError(
-            "a model with attention on feature maps cannot be rebuilt from its file: save its "
-            "state_dict by torch.save"
-        )
     for one in models.values():
         check_whole(one, GATHER.format("save"))
     states = {
         seed: {key: t.detach().cpu().contiguous().clone() for key, t in one.state_dict().items()}
         for seed, one in models.items()
     }
-    excitations, *others = map(_excitations, models.values())
-    if any(other != excitations for other in others):
+    attached, *others = [(_excitations(one), _attentions(one)) for one in models.values()]
+    if any(other != attached for other in others):
         raise ValueError("the models are excited differently: save each in a file of its own")
     metadata = {
         "model": model,
         "classes": classes,
         "image_size": image_size if isinstance(image_size, int | None) else list(image_size),
         "options": dict(options or {}),
-        "excitations": excitations,
+        "excitations": attached[0],
         "seeds": list(models),
         "checksums": {str(seed): _checksum(state) for seed, state in states.items()},
     }
+    if attached[1]:
+        metadata["attentions"] = attached[1]
     tensors = {f"{seed}.{key}": t for seed, state in states.items() for key, t in state.items()}
     text = json.dumps(metadata, sort_keys=True)
     save_file(tensors, path, {METADATA: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"})
 
 
-def load(path: str | Path, seed: int | None = None) -> nn.Module:
+def load(path: str | Path, seed: int | None = None, *, model: nn.Module | None = None) -> nn.Module:
     """The model of a checkpoint, excited as it was saved, in evaluation mode, on the CPU.
 
     Torch's global random stream stays as it is.
@@ -160,11 +169,13 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
     Args:
         path: a file of :func:`save`.
         seed: which of its models; the first unless given.
+        model: a plain model of your own, which is excited in place and filled; without it, that of
+            :func:`wexlib.models.build` which the file names.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is damaged, :func:`save` did not write it, it has no such seed, or it names
-            an excitation or a model that is not known.
+            an excitation or a model that is not known; ``model`` does not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -194,13 +205,28 @@ def load(path: str | Path, seed: int | None = None) -> nn.Module:
         raise ValueError(f"{path} is damaged, its checksum is another: bring it anew")
     size = {"classes": metadata["classes"], "image_size": metadata["image_size"]}
     with torch.random.fork_rng(devices=[]):
-        model = library.build(metadata["model"], **size, **metadata["options"])
+        if model is None:
+            if ":" in metadata["model"]:
+                raise ValueError(
+                    f"{path} holds a model of your own, {metadata['model']}: make it plain, and "
+                    "load the file by load(path, model=it)"
+                )
+            model = library.build(metadata["model"], **size, **metadata["options"])
         for row in metadata["excitations"]:
-            names = set(row["weights"])
-            where = lambda name, _, names=names: name in names  # noqa: E731
             axis = from_json(row.get("axis"))
             excitation = from_json(row["excitation"])
-            excite(model, excitation, where=where, axis=axis, shared=row["shared"])
+            excite(model, excitation, where=_in(row["weights"]), axis=axis, shared=row["shared"])
+        for row in metadata.get("attentions", []):
+            attend(model, from_json(row["attention"]), where=_in(row["modules"]))
     state._metadata = model.state_dict()._metadata  # what it is excited by was just read
-    model.load_state_dict(state, assign=True)  # in the dtype that it was saved in
+    try:
+        model.load_state_dict(state, assign=True)  # in the dtype that it was saved in
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path} does not fit the model: {first}") from None
     return model.eval()
+
+
+def _in(names: Sequence[str]) -> Callable[[str, nn.Module], bool]:
+    known = set(names)
+    return lambda name, _: name in known

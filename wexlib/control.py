@@ -1,14 +1,18 @@
 """An excited model in training: pause and resume, compute all weights first, average the nets."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from wexlib.layer import LENT, tensors_of
+from wexlib.lending import lend
 from wexlib.parametrization import Switched
 from wexlib.where import Where, check_model, check_whole, excited
+
+#: Who else than the loop computes all weights at once, on a kind of device.
+LENDERS = {"cuda": lend}
 
 
 def resume(model: nn.Module, *, strength: float = 1.0, where: Where = None) -> nn.Module:
@@ -61,18 +65,40 @@ def precompute(model: nn.Module) -> Iterator[None]:
     reaches this model's weights in this thread and nothing else; what is excited inside, copies,
     the replicas of ``nn.DataParallel``, a compiled model, and layers under activation checkpointing
     compute their own, as they would without it. A model that has no excited weight is let through.
+
+    On a GPU the weights are computed by one launch of a CUDA graph, and all their gradients by one
+    in the backward pass, when the gradients of all weights are there. The graphs are captured at
+    the second use that finds parameters, buffers, layers and modes as the first one did, and again
+    when those have changed; ``pause``, ``resume``, an optimizer's step and ``load_state_dict``
+    write in place and change nothing of it. What no graph can hold goes on as above: modules with
+    hooks, tensors of several devices or dtypes, an excitation that looks at numbers (said once), a
+    block within another, and one that begins before the backward pass of the last. What is
+    computed inside is the same tensors at every step: do not write to them, and keep a ``clone``
+    of what you need after the next block begins. A second backward pass after that raises
+    RuntimeError. Within a step that is captured whole
+    (:class:`wexlib.ops.capture.Captured`) the weights are computed on a stream of their own
+    instead, and each layer waits for its own.
+
+    Gradients are new tensors at every backward pass, so accumulation, ``retain_graph`` and several
+    backward passes of one block add up as always; with ``create_graph=True`` they are computed by
+    operations. ``DistributedDataParallel`` gets those of the excited layers together, at the end of
+    its backward pass. Autocast has no say: excitations compute in the parameters' precision.
     """
     tensors = list(tensors_of(model))
     if tensors:
         check_whole(model, "leave out precompute, as each layer is gathered when it is its turn")
+    lender = LENDERS.get(tensors[0].original.device.type) if tensors else None
     before = {tensor: LENT.tensors[tensor] for tensor in tensors if tensor in LENT.tensors}
-    try:
-        LENT.tensors.update({tensor: tensor() for tensor in tensors})
-        yield
-    finally:
-        for tensor in tensors:
-            LENT.tensors.pop(tensor, None)
-        LENT.tensors.update(before)
+    with lender(model, tensors) if lender else nullcontext() as lent:
+        try:
+            if lent is None:
+                lent = {tensor: tensor() for tensor in tensors}
+            LENT.tensors.update(lent)
+            yield
+        finally:
+            for tensor in tensors:
+                LENT.tensors.pop(tensor, None)
+            LENT.tensors.update(before)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from wexlib.names import compare, note
+from wexlib.ops.capture import capturing
 from wexlib.ops.cpu import recorded
 from wexlib.parametrization import Parametrization
 
@@ -29,6 +30,8 @@ class Lent(threading.local):
 
     def __init__(self):
         self.tensors: dict[ExcitedTensor, Tensor] = {}
+        #: How to wait for those that a GPU computes meanwhile.
+        self.waits: dict[ExcitedTensor, Callable[[], None]] = {}
 
 
 LENT = Lent()
@@ -56,12 +59,8 @@ class ExcitedTensor(parametrize.ParametrizationList):
             )
         return self[0](stored)
 
-    def read(self) -> Tensor:
-        """The excited tensor, or the stored one while that is bare."""
-        if self.bare:
-            return self.original
-        if recorded():
-            return self()
+    def check(self) -> None:
+        """Raises RuntimeError, once, if what was computed last was written to."""
         seen = self._seen
         if seen and seen[1]._version != seen[0]:
             vars(self)["_seen"] = None
@@ -70,7 +69,19 @@ class ExcitedTensor(parametrize.ParametrizationList):
                 "was computed, and its layer does not see that: write to the stored weight, "
                 "layer.parametrizations.weight.original"
             )
+
+    def read(self) -> Tensor:
+        """The excited tensor, or the stored one while that is bare."""
+        if self.bare:
+            return self.original
+        if recorded():
+            return self()
+        self.check()
         value = LENT.tensors.get(self)
+        if self in LENT.waits:
+            LENT.waits[self]()
+        elif value is not None and capturing(value.device):
+            value = None  # the graph would read where this one lies, whatever lies there then
         # Recomputation (torch.utils.checkpoint) has to save what it saved before.
         if value is None or torch._C._autograd._top_saved_tensors_default_hooks(False):
             value = self()
@@ -90,13 +101,24 @@ def excited_tensors(module: nn.Module) -> dict[str, ExcitedTensor]:
     return {name: tensor for name, tensor in every if isinstance(tensor, ExcitedTensor)}
 
 
+def below(module: nn.Module) -> list[nn.Module]:
+    """A module and all in it, each once, in order: ``modules()``, without its price."""
+    found, todo = {}, [module]
+    while todo:
+        one = todo.pop()
+        if one is not None and one not in found:
+            found[one] = None
+            todo.extend(reversed(one._modules.values()))
+    return list(found)
+
+
 def tensors_of(model: nn.Module) -> Iterator[ExcitedTensor]:
     """Every excited tensor of a model, but those of an excitation's own nets."""
     inside = set()
-    for module in model.modules():
+    for module in below(model):
         if isinstance(module, ExcitedTensor):
-            inside.update(module.modules())
-        elif module not in inside:
+            inside.update(below(module))
+        elif "parametrizations" in module._modules and module not in inside:
             yield from excited_tensors(module).values()
 
 
@@ -109,7 +131,7 @@ def register(module: nn.Module, name: str, excitation: Parametrization) -> None:
     """Excite the tensor ``name`` of a layer."""
     parametrize.register_parametrization(module, name, excitation, unsafe=True)
     module.parametrizations[name].__class__ = ExcitedTensor
-    if not hasattr(type(module), "excited"):
+    if not hasattr(type(module), "_taught"):
         _teach(type(module))
     _show(type(module), name)
 
@@ -179,7 +201,7 @@ def _teach(cls: type) -> None:
                 compare(metadata, name, tensor[0].configuration, prefix + name, missing, errors)
         plain._load_from_state_dict(self, state, prefix, metadata, *rest)
 
-    cls.excited = True
+    cls._taught = True
     cls.__deepcopy__, cls.__setattr__, cls.apply = deepcopy, setattr_, apply
     cls._save_to_state_dict, cls._load_from_state_dict = save, load
     for name in ("reset_parameters", "_reset_parameters"):

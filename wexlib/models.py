@@ -18,9 +18,12 @@ def build(
 ) -> nn.Module:
     """Build a model by name, for (N, C, H, W) images to (N, classes) scores.
 
+    A model of clips takes (N, C, T, H, W). A segmentation network gives (N, classes, H, W), at the
+    images' size; those of torchvision give it as ``out`` of a dictionary.
+
     Args:
-        name: one of :data:`MODELS`, or any classification model of torchvision; of two models of
-            one name (``resnet18``) it is that of :data:`MODELS`.
+        name: one of :data:`MODELS`, or any classification, segmentation or video model of
+            torchvision; of two models of one name (``resnet18``) it is that of :data:`MODELS`.
         classes: number of classes.
         image_size: height and width, or one number for both, for the models whose layers depend on
             it (``mixer``, ``vit``, torchvision's ``vit_*``); convolutional models take any size.
@@ -46,11 +49,14 @@ def _torchvision(
 ) -> nn.Module:
     import torchvision
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    summary = f"one of {', '.join(MODELS)}, or a classification model of torchvision"
+    kinds = torchvision.models, torchvision.models.segmentation, torchvision.models.video
+    known = [name for kind in kinds for name in torchvision.models.list_models(module=kind)]
+    summary = f"one of {', '.join(MODELS)}, or a model of torchvision for images or clips"
     choose(name, [*MODELS, *known], "model", summary=summary)
     if image_size is not None and name.startswith("vit_"):
         options = {"image_size": image_size, **options}
+    if name in torchvision.models.list_models(module=torchvision.models.segmentation):
+        options = {"weights_backbone": None, **options}  # they would be downloaded
     try:
         return torchvision.models.get_model(name, num_classes=classes, **options)
     except TypeError as error:
@@ -269,6 +275,73 @@ def resnet18_imagenet(*, classes: int, width: int = 64, in_channels: int = 3) ->
     return model
 
 
+def resnet18_3d(*, classes: int, width: int = 64, in_channels: int = 3) -> ResNet:
+    """ResNet-18 for clips (N, C, T, H, W) (Hara et al. 2018): every k×k becomes k×k×k.
+
+    The stem is 3×7×7 of stride 1, 2, 2 over time, rows and columns, then comes a 3×3×3 max pool of
+    stride 2; the stages halve time as they halve space. Starts as torch starts its layers.
+    33,371,472 parameters at 400 classes, as torchvision's ``r3d_18``, which has no pool.
+
+    Args:
+        classes: number of classes.
+        width: channels of the stem and the first stage.
+        in_channels: channels of the frames.
+    """
+    _positive(width=width, in_channels=in_channels)
+    model = _resnet18(_conv(in_channels, width, 7), nn.MaxPool2d(3, 2, 1), classes, width, kernel=3)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in THREE_D:
+                setattr(module, name, THREE_D[type(child)](child))
+    model.conv1 = nn.Conv3d(in_channels, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False)
+    return model
+
+
+def _conv3d(conv: nn.Conv2d) -> nn.Conv3d:
+    size = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    return nn.Conv3d(conv.in_channels, conv.out_channels, *size, bias=False)
+
+
+#: What a layer for images becomes for clips.
+THREE_D: dict[type, Callable[[nn.Module], nn.Module]] = {
+    nn.Conv2d: _conv3d,
+    nn.BatchNorm2d: lambda norm: nn.BatchNorm3d(norm.num_features),
+    nn.MaxPool2d: lambda pool: nn.MaxPool3d(pool.kernel_size, pool.stride, pool.padding),
+    nn.AdaptiveAvgPool2d: lambda pool: nn.AdaptiveAvgPool3d(pool.output_size),
+}
+
+
+def fcn(*, classes: int, width: int = 64, pool: bool = True, in_channels: int = 3) -> nn.Module:
+    """A fully convolutional network (Long et al. 2015): torchvision's head on our ResNet-18.
+
+    The backbone is :func:`resnet18_imagenet`, its last two stages dilated by 2 and 4 in place of
+    their strides, as torchvision's: it sees one place in eight pixels. The scores are interpolated
+    to the images' size, (N, classes, H, W).
+
+    Args:
+        classes: number of classes, with the background.
+        width: channels of the backbone's first stage.
+        pool: false leaves the max pool out, for small images: one place in four pixels then.
+        in_channels: channels of the images.
+    """
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.segmentation.fcn import FCN, FCNHead
+
+    class Scores(FCN):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)["out"]
+
+    backbone = resnet18_imagenet(classes=classes, width=width, in_channels=in_channels)
+    if not pool:
+        backbone.maxpool = nn.Identity()
+    for stage, dilation in ((backbone.layer3, 2), (backbone.layer4, 4)):
+        for conv in (m for m in stage.modules() if isinstance(m, nn.Conv2d)):
+            conv.stride = 1, 1
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = dilation, dilation
+    return Scores(IntermediateLayerGetter(backbone, {"layer4": "out"}), FCNHead(8 * width, classes))
+
+
 # --- Models on patches ---------------------------------------------------------------------------
 
 
@@ -420,6 +493,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext29": resnext29,
     "resnet18": resnet18,
     "resnet18_imagenet": resnet18_imagenet,
+    "resnet18_3d": resnet18_3d,
+    "fcn": fcn,
     "mixer": Mixer,
     "vit": vit,
 }

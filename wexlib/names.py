@@ -94,7 +94,7 @@ def compare(
     metadata: dict, name: str, configuration: str, where: str, missing: list, errors: list
 ) -> None:
     """Add an error if :func:`note` wrote another configuration; warn, once, if it wrote none."""
-    saved = metadata.get(CONFIGURATION, {}).get(name)
+    saved, where = metadata.get(CONFIGURATION, {}).get(name), where or "this module"
     if saved is None and _warned[0] is not missing:
         _warned[0] = missing
         warnings.warn(

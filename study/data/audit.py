@@ -7,45 +7,62 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from study.data.loader import SPLITS, Data
-from study.data.sources import moments
+from study.data.base import moments
+from study.data.loader import IGNORED, SPLITS, Data
 
 
 def summary(datasets: Mapping[str, Data]) -> pd.DataFrame:
     """A row for each dataset and split that has images.
 
-    Columns: set, data, split, images, shape (channels × height × width), classes, least and most
-    (images of a class), mean and sd (one number a channel, of pixels scaled to [0, 1]), constant
-    (images of one colour, as broken files give them), strange (labels that name no class), sha256
-    (of the images' file, the first 12 digits).
+    Columns: set, data, split, images, shape (channels × frames × height × width), classes, least
+    and most (images of a class), mean and sd (one number a channel, of pixels scaled to [0, 1]),
+    constant (images of one colour, as broken files give them), strange (labels that name no class;
+    of masks, pixels), sha256 (of the images' file, or of the list of files, the first 12 digits).
+    What a stream's files hold is not read: there mean, sd and constant are None.
     """
     rows = []
     for name, data in datasets.items():
         for split in SPLITS:
-            images, labels = data.images(split), data.labels(split)
-            if not len(images):
+            if not data.count(split):
                 continue
-            known = (labels >= 0) & (labels < data.classes)
-            counts = np.bincount(labels[known], minlength=data.classes)
-            mean, sd = moments(images)
+            counts, strange = occurrences(data, split)
+            file = f"{split}.csv" if data.streamed else f"{split}_images.npy"
+            pixels = None if data.streamed else data.images(split)
+            mean, sd = (None, None) if data.streamed else moments(pixels)
             rows.append(
                 {
                     "set": name,
                     "data": data.meta["dataset"],
                     "split": split,
-                    "images": len(images),
-                    "shape": " × ".join(map(str, images.shape[1:])),
-                    "classes": int((counts > 0).sum()),
-                    "least": counts.min(),
-                    "most": counts.max(),
+                    "images": data.count(split),
+                    "shape": " × ".join(map(str, data.meta["image_shape"])),
+                    "classes": None if counts is None else int((counts > 0).sum()),
+                    "least": None if counts is None else counts.min(),
+                    "most": None if counts is None else counts.max(),
                     "mean": mean,
                     "sd": sd,
-                    "constant": constant(images),
-                    "strange": int((~known).sum()),
-                    "sha256": data.meta["sha256"][f"{split}_images.npy"][:12],
+                    "constant": None if data.streamed else constant(pixels),
+                    "strange": strange,
+                    "sha256": data.meta["sha256"][file][:12],
                 }
             )
     return pd.DataFrame(rows)
+
+
+def occurrences(data: Data, split: str) -> tuple[np.ndarray | None, int | None]:
+    """The number of images that each class is in, and of labels that name none.
+
+    Of masks, pixels that name none; of masks that are files, nothing.
+    """
+    targets = data.labels(split)
+    if targets.dtype.kind == "S":
+        return None, None
+    known = targets[(targets >= 0) & (targets < data.classes)]
+    strange = targets.size - known.size - int((targets == IGNORED).sum()) * (targets.ndim > 1)
+    if targets.ndim == 1:
+        return np.bincount(known, minlength=data.classes), strange
+    present = [np.bincount(np.unique(mask), minlength=256)[: data.classes] for mask in targets]
+    return np.sum(present, axis=0), strange
 
 
 def constant(images: np.ndarray) -> int:
@@ -58,16 +75,13 @@ def equal_images(datasets: Mapping[str, Data]) -> pd.DataFrame:
     """How many images of a split (row) are in another (column), equal in every pixel.
 
     On the diagonal: how many are in their own split once more. Rows and columns are named "set,
-    split".
+    split". Of a stream the files are compared, where their digests are known.
     """
     digests = {
-        f"{name}, {split}": Counter(
-            hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            for image in data.images(split)
-        )
+        f"{name}, {split}": Counter(found)
         for name, data in datasets.items()
         for split in SPLITS
-        if len(data.images(split))
+        if (found := _digests(data, split))
     }
 
     def shared(a: str, b: str) -> int:
@@ -78,13 +92,29 @@ def equal_images(datasets: Mapping[str, Data]) -> pd.DataFrame:
     return pd.DataFrame({b: {a: shared(a, b) for a in digests} for b in digests})
 
 
+def _digests(data: Data, split: str) -> list[bytes]:
+    if data.streamed:
+        return [digest for digest in data.images(split)["sha256"].tolist() if digest]
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in data.images(split)
+    ]
+
+
 def class_counts(datasets: Mapping[str, Data]) -> pd.DataFrame:
-    """Columns set, split, class (its number) and images, a row for each."""
+    """Columns set, split, class (its number) and images, a row for each.
+
+    Of masks: the images that the class is in.
+    """
     return pd.DataFrame(
         [
             {"set": name, "split": split, "class": label, "images": int(n)}
             for name, data in datasets.items()
             for split in SPLITS
-            for label, n in enumerate(np.bincount(data.labels(split), minlength=data.classes))
+            for label, n in enumerate(_counts(data, split))
         ]
     )
+
+
+def _counts(data: Data, split: str) -> np.ndarray:
+    counts, _ = occurrences(data, split)
+    return np.zeros(0) if counts is None else counts

@@ -1,10 +1,7 @@
-"""Where each dataset comes from: whole, in memory, before it is cut into splits.
-
-Nothing here depends on a library's random functions: every draw is taken from the bits of PCG64,
-so a dataset and its seed give the same bytes on every machine.
-"""
+"""Where each dataset comes from, by its name."""
 
 import hashlib
+import inspect
 import os
 import pickle
 import shutil
@@ -12,178 +9,15 @@ import tarfile
 import urllib.request
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset whole: images (N, C, H, W) uint8, labels (N,) int64, and what is to be said of it.
-
-    ``mean`` and ``sd`` are one number a channel, of pixels scaled to [0, 1]. ``pad`` and ``flip``
-    are the augmentation that suits it: the zero padding of random crops, in pixels, and whether a
-    mirrored image still shows the same thing.
-    """
-
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
-    about: str
-    origin: str
-    class_names: list[str]
-    mean: list[float]
-    sd: list[float]
-    pad: int
-    flip: bool
-
-
-def from_arrays(
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
-    class_names: list[str],
-    *,
-    about: str = "",
-    origin: str = "",
-    pad: int = 0,
-    flip: bool = False,
-) -> Source:
-    """A source of images (N, C, H, W) uint8 and labels (N,) that are already arrays.
-
-    It is normalized by the mean and the standard deviation of its training images. Under a name in
-    :data:`DATASETS` it is a dataset like the others: ``DATASETS["mine"] = lambda seed: source``.
-
-    Raises:
-        ValueError: arrays of another kind or shape, or a label that names no class.
-    """
-    for split, (images, labels) in (("train", train), ("test", test)):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != train[0].shape[1:]:
-            raise ValueError(
-                f"{split} images are {images.dtype} {images.shape}: expected uint8 (N, C, H, W), "
-                "of one shape for train and test"
-            )
-        if labels.shape != (len(images),) or not np.isin(labels, range(len(class_names))).all():
-            raise ValueError(
-                f"{split} labels do not fit: expected {len(images)} whole numbers from 0 to "
-                f"{len(class_names) - 1}, one an image"
-            )
-    mean, sd = moments(train[0])
-    return Source(
-        *((images, labels.astype(np.int64)) for images, labels in (train, test)),
-        about=about,
-        origin=origin,
-        class_names=list(class_names),
-        mean=[round(x, 4) for x in mean],
-        sd=[round(x, 4) for x in sd],
-        pad=pad,
-        flip=flip,
-    )
-
-
-def moments(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of (N, C, H, W) pixels, scaled to [0, 1].
-
-    Counted by value, so that they are the same to the last digit everywhere.
-    """
-    values = np.arange(256)
-    mean, sd = [], []
-    for channel in images.swapaxes(0, 1):
-        counts = np.bincount(channel.ravel(), minlength=256)
-        first, second = (int(counts @ values**k) / channel.size for k in (1, 2))
-        mean.append(first / 255)
-        sd.append((second - first**2) ** 0.5 / 255)
-    return mean, sd
-
-
-# --- draws ------------------------------------------------------------------------------------
-
-
-def draw(shape: int | tuple[int, ...], below: int, seed: int, purpose: str) -> np.ndarray:
-    """Integers in [0, below), int64, from a stream of PCG64's bits that is ``purpose``'s own.
-
-    NumPy keeps those bits the same for ever, which it does not promise of ``Generator``'s methods.
-    """
-    bits = np.random.PCG64(np.random.SeedSequence([seed, *purpose.encode()]))
-    drawn = (bits.random_raw(int(np.prod(shape))) >> np.uint64(11)).astype(np.int64)
-    return drawn.reshape(shape) % below
-
-
-def stratified(labels: np.ndarray, count: int, seed: int, purpose: str) -> np.ndarray:
-    """Ascending indices of ``count`` labels, each class within one of its proportional share.
-
-    Class c gets ⌊count·n_c/n⌋, and the largest remainders one more (the lower class on a tie).
-    """
-    counts = np.bincount(labels)
-    share, remainder = np.divmod(count * counts, max(len(labels), 1))
-    share[np.argsort(-remainder, kind="stable")[: count - share.sum()]] += 1
-    shuffled = np.argsort(draw(len(labels), 1 << 53, seed, purpose), kind="stable")
-    order = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    place = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
-    return np.sort(order[place < share[labels[order]]])
-
-
-# --- digits, which come with scikit-learn ------------------------------------------------------
-
-
-def digit_scans(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The 1,797 scans, 8×8 with values 0 to 16, cut into 6 parts for train and 4 for test."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    scans, labels = digits.images.astype(np.uint8), digits.target.astype(np.int64)
-    test = stratified(labels, round(0.4 * len(labels)), seed, "test scans")
-    train = np.setdiff1d(np.arange(len(labels)), test)
-    return {"train": (scans[train], labels[train]), "test": (scans[test], labels[test])}
-
-
-def _digits(about: str, class_names: list[str], train: tuple, test: tuple) -> Source:
-    """Grey images (N, H, W) as three equal channels."""
-    splits = [(np.repeat(grey[:, None], 3, axis=1), labels) for grey, labels in (train, test)]
-    origin = "scikit-learn's load_digits: Optical Recognition of Handwritten Digits, UCI"
-    return from_arrays(*splits, class_names, about=about, origin=origin, pad=0)
-
-
-def _digits10(seed: int) -> Source:
-    scans = digit_scans(seed)
-    splits = [(images * 15, labels) for images, labels in scans.values()]
-    about = "Ten handwritten digits, real scans of 8×8 pixels; train and test show different scans."
-    return _digits(about, [str(digit) for digit in range(10)], *splits)
-
-
-#: Images of each of digits100's classes.
-PAIRS = {"train": 100, "test": 20}
-#: The noise on a pixel of digits100 is uniform in -NOISE … NOISE, of 255.
-NOISE = 32
-
-
-def _digits100(seed: int) -> Source:
-    splits = [
-        _pairs(*scans, PAIRS[split], seed, split) for split, scans in digit_scans(seed).items()
-    ]
-    about = (
-        "The hundred two-digit numbers, each of two real scans of handwritten digits side by "
-        "side, with noise; train and test are composed of different scans."
-    )
-    return _digits(about, [f"{number:02d}" for number in range(100)], *splits)
-
-
-def _pairs(
-    scans: np.ndarray, digits: np.ndarray, each: int, seed: int, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """``each`` images (8, 16) for each of the numbers 00 to 99: tens on the left, ones right."""
-    labels = np.tile(np.arange(100), each)
-    counts = np.bincount(digits)
-    by_digit = np.argsort(digits, kind="stable")
-    first = np.cumsum(counts) - counts
-    halves = []
-    for side, digit in (("left", labels // 10), ("right", labels % 10)):
-        which = draw(len(labels), 1 << 53, seed, f"{split} {side} scan") % counts[digit]
-        halves.append(15 * scans[by_digit[first[digit] + which]].astype(np.int64))
-    canvas = np.concatenate(halves, axis=2)
-    canvas += draw(canvas.shape, 2 * NOISE + 1, seed, f"{split} noise") - NOISE
-    return canvas.clip(0, 255).astype(np.uint8), labels
-
+from study.data import digits, disk
+from study.data.base import Source, from_arrays
+from wexlib.names import choose
 
 # --- CIFAR, from a local copy or from its authors' site -----------------------------------------
 
@@ -271,9 +105,13 @@ def _checked(read: Callable[[], bytes], path: Path, md5: str, member: str = "") 
     return contents
 
 
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wexlib"
+
+
 def _download(official: type) -> Path:
     """The official archive in the user's cache, fetched whole or not at all."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wexlib"
+    cache = _cache()
     archive = cache / official.filename
     if archive.is_file():
         return archive
@@ -306,10 +144,62 @@ def _download(official: type) -> Path:
     return archive
 
 
+# --- torchvision's others, by name ---------------------------------------------------------------
+
+
+def _torchvision(name: str, seed: int) -> Source:
+    """A classification set of torchvision, as arrays of the median of the images' shorter sides.
+
+    They are brought to 64 pixels at most. Read below ``WEXLIB_DATA``, else downloaded by
+    torchvision.
+    """
+    from torchvision import datasets
+
+    kind = getattr(datasets, choose(name, datasets.__all__, "dataset of torchvision"))
+    takes = inspect.signature(kind).parameters
+    home = os.environ.get("WEXLIB_DATA")
+    options = {"root": home or _cache()} | ({"download": not home} if "download" in takes else {})
+    made, pictures = {}, {}
+    for split in ("train", "test"):
+        if "train" in takes:
+            options["train"] = split == "train"
+        elif "split" in takes:
+            options["split"] = split
+        else:
+            raise ValueError(f"torchvision's {name} has no test split: expected a set that has one")
+        try:
+            made[split] = kind(**options)
+            pictures[split] = [(image.convert("RGB"), int(label)) for image, label in made[split]]
+        except (AttributeError, TypeError):
+            raise ValueError(f"torchvision's {name} is not of images with a label each") from None
+        except (RuntimeError, OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"torchvision's {name} cannot be read below {options['root']} "
+                f"({' '.join(str(error).split())}): put its files there, as torchvision lays them "
+                "out, and name the folder in WEXLIB_DATA"
+            ) from None
+    side = min(disk.SMALL, int(np.median([min(image.size) for image, _ in pictures["train"]])))
+    names = getattr(made["train"], "classes", None)
+    names = names or [str(i) for i in range(1 + max(label for _, label in pictures["train"]))]
+    splits = {
+        split: (
+            np.stack([disk.pixels(image, (side, side)) for image, _ in pairs]),
+            np.array([label for _, label in pairs]),
+        )
+        for split, pairs in pictures.items()
+    }
+    about = f"torchvision's {name}, {side}×{side} pixels."
+    url = f"https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.{name}.html"
+    # Whether a mirrored image shows the same thing is not known.
+    return from_arrays(**splits, class_names=names, about=about, origin=url, pad=side // 8)
+
+
 #: Name to the function that gives the whole dataset, from a seed.
 DATASETS: dict[str, Callable[[int], Source]] = {
-    "digits10": _digits10,
-    "digits100": _digits100,
+    "digits10": digits.digits10,
+    "digits100": digits.digits100,
+    "scenes": digits.scene_set,
+    "moving-digits": digits.clip_set,
     "cifar10": _cifar(
         "CIFAR10", "CIFAR-10: 60,000 photographs of 32×32 pixels in ten classes (Krizhevsky 2009)."
     ),
@@ -317,4 +207,26 @@ DATASETS: dict[str, Callable[[int], Source]] = {
         "CIFAR100",
         "CIFAR-100: 60,000 photographs of 32×32 pixels in 100 classes (Krizhevsky 2009).",
     ),
+    "cinic10": disk.cinic10,
+    "tiny-imagenet": disk.tiny_imagenet,
+    "imagenet": disk.imagenet,
+    "voc": disk.voc,
+    "kinetics": disk.kinetics,
+    "jester": disk.jester,
 }
+
+
+def find(dataset: str) -> Callable[[int], Source]:
+    """The function that gives a dataset, from a seed.
+
+    ``dataset`` is a name of :data:`DATASETS`, ``torchvision:`` and the name of one of torchvision's
+    classes, or the path of a folder of images, which has a ``/``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if "/" in str(dataset):
+        return partial(disk.own, dataset)
+    if str(dataset).startswith("torchvision:"):
+        return partial(_torchvision, dataset.partition(":")[2])
+    return DATASETS[choose(dataset, DATASETS, "dataset")]

@@ -1,15 +1,16 @@
-"""Figures of datasets: samples, classes, equal images, scenes with masks, clips."""
+"""Figures of datasets: samples, scenes with masks, clips, classes, equal images."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.colors import ListedColormap
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from study.data.loader import Data
+from study.data.loader import IGNORED, Data, examples
 
 #: Side of a tile in inches.
 TILE = 0.62
@@ -29,24 +30,84 @@ def _tiles(rows: int, columns: int, title: str, *, extra: float = 0.0) -> tuple[
     return figure, grid
 
 
+def pictures(data: Data, title: str) -> Figure:
+    """Training images, those with masks and clips each in a figure that suits them."""
+    if data.task == "classification":
+        return samples(data, title)
+    if data.task == "segmentation":
+        places = range(min(10, data.count("train")))
+        return scenes(*examples(data, "train", places), data.meta["class_names"], title)
+    labels, names = data.labels("train"), data.meta["class_names"]
+    places = np.sort(np.unique(labels, return_index=True)[1][:8])
+    frames, _ = examples(data, "train", places)
+    return clips(frames, [names[label] for label in labels[places]], title)
+
+
+def _picture(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+
+
 def samples(data: Data, title: str, *, rows: int = 6) -> Figure:
     """The first training images of each class.
 
     Up to 20 classes: a column for each, ``rows`` deep. More: one image of each of the first 100.
     """
-    images, labels, names = data.images("train"), data.labels("train"), data.meta["class_names"]
+    labels, names = data.labels("train"), data.meta["class_names"]
     many = data.classes > 20
     depth, columns = (1, 10) if many else (rows, data.classes)
-    places = [(c, k) for k in range(depth) for c in range(min(data.classes, 100))]
-    extra = 0.17 * -(-len(places) // columns) if many else 0.0
-    figure, grid = _tiles(-(-len(places) // columns), columns, title, extra=extra)
-    for i, (axes, (label, k)) in enumerate(zip(grid.flat, places, strict=True)):
-        found = np.flatnonzero(labels == label)
-        if k < len(found):
-            axes.imshow(images[found[k]].transpose(1, 2, 0), interpolation="nearest")
+    shown = [(c, k) for k in range(depth) for c in range(min(data.classes, 100))]
+    extra = 0.17 * -(-len(shown) // columns) if many else 0.0
+    figure, grid = _tiles(-(-len(shown) // columns), columns, title, extra=extra)
+    found = {c: np.flatnonzero(labels == c)[:depth] for c in range(min(data.classes, 100))}
+    for i, (axes, (label, k)) in enumerate(zip(grid.flat, shown, strict=False)):
+        if k < len(found[label]):
+            _picture(axes, examples(data, "train", found[label][k : k + 1])[0][0])
         if many or i < columns:
             axes.set_title(names[label].replace("_", " "), fontsize=6, pad=2)
     figure.supxlabel("one image a class" if many else "one column a class", fontsize="small")
+    return figure
+
+
+def scenes(images: np.ndarray, masks: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Images (N, C, H, W) above their masks (N, H, W), a colour for each class that is shown."""
+    figure, grid = _tiles(2, len(images), title, extra=0.35)
+    present = [label for label in np.unique(masks) if label not in (0, IGNORED)]
+    palette = sns.color_palette("colorblind" if len(present) <= 10 else "husl", len(present))
+    colours = {0: to_rgb("#f2f2f2"), IGNORED: to_rgb("black")}
+    colours |= dict(zip(present, palette, strict=True))
+    for column, image, mask in zip(grid.T, images, masks, strict=True):
+        _picture(column[0], image)
+        painted = np.zeros((*mask.shape, 3))
+        for label in np.unique(mask):
+            painted[mask == label] = colours[label]
+        column[1].imshow(painted, interpolation="nearest")
+    grid[0, 0].set_ylabel("image")
+    grid[1, 0].set_ylabel("mask")
+    labels = [0, *present, *[IGNORED] * bool((masks == IGNORED).any())]
+    figure.legend(
+        handles=[
+            Patch(facecolor=colours[c], label="ignored" if c == IGNORED else names[c])
+            for c in labels
+        ],
+        loc="outside lower center",
+        ncols=min(len(labels), 11),
+        handlelength=0.8,
+        columnspacing=0.8,
+        fontsize="x-small",
+    )
+    return figure
+
+
+def clips(frames: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Clips (N, C, T, H, W) as strips, a row each, named by their labels."""
+    figure, grid = _tiles(len(frames), frames.shape[2], title)
+    for row, clip, name in zip(grid, frames, names, strict=True):
+        for axes, frame in zip(row, clip.swapaxes(0, 1), strict=True):
+            _picture(axes, frame)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
+    for t, axes in enumerate(grid[-1], 1):
+        axes.set_xlabel(t, fontsize="x-small")
+    figure.supxlabel("frame", fontsize="small")
     return figure
 
 
@@ -91,40 +152,4 @@ def equal_images(frame: pd.DataFrame, title: str) -> Figure:
     axes.set(title=title, xlabel="found in (set, split)", ylabel="images of (set, split)")
     axes.tick_params(axis="x", rotation=90)
     axes.grid(False)
-    return figure
-
-
-def scenes(images: np.ndarray, masks: np.ndarray, title: str) -> Figure:
-    """Scenes above their masks, a colour for each digit."""
-    figure, grid = _tiles(2, len(images), title, extra=0.35)
-    colours = ["#f2f2f2", *sns.color_palette("colorblind", 10)]
-    for column, image, mask in zip(grid.T, images, masks, strict=True):
-        column[0].imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        column[1].imshow(
-            mask, cmap=ListedColormap(colours), vmin=0, vmax=10, interpolation="nearest"
-        )
-    grid[0, 0].set_ylabel("scene")
-    grid[1, 0].set_ylabel("mask")
-    names = ["background", *map(str, range(10))]
-    figure.legend(
-        handles=[Patch(facecolor=c, label=n) for c, n in zip(colours, names, strict=True)],
-        loc="outside lower center",
-        ncols=11,
-        handlelength=0.8,
-        columnspacing=0.8,
-        fontsize="x-small",
-    )
-    return figure
-
-
-def clips(frames: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """Clips (N, T, H, W) as strips, a row each, named by their labels."""
-    figure, grid = _tiles(*frames.shape[:2], title)
-    for row, strip, name in zip(grid, frames, names, strict=True):
-        for axes, frame in zip(row, strip, strict=True):
-            axes.imshow(frame, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        row[0].set_ylabel(name)
-    for t, axes in enumerate(grid[-1], 1):
-        axes.set_xlabel(t, fontsize="x-small")
-    figure.supxlabel("frame", fontsize="small")
     return figure

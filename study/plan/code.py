@@ -28,8 +28,8 @@ CHOICES = {
     "study.plan.network.EXCITATIONS",
     "study.plan.network.STACKED",
 }
-#: Modules that look at a network and change nothing.
-LOOKING = {"wexlib.describe"}
+#: Modules that change no number: they look at a network, or start what trains it.
+LOOKING = {"wexlib.describe", "study.train.processes"}
 Statements = list[ast.stmt]
 
 
@@ -70,7 +70,7 @@ def words(plan: object, key: str = "") -> set[str]:
     if isinstance(plan, dict):
         return set().union(*(words(value, name) for name, value in plan.items()))
     if isinstance(plan, list):
-        return set().union(*(words(value) for value in plan))
+        return set().union(*(words(value, key) for value in plan))
     if plan in (None, False, 0, "none"):
         return {"none"}
     return {key, plan} if isinstance(plan, str) else {key}

@@ -1,6 +1,7 @@
 """What the keys of a run may hold: a check gives the value, or a sentence that names the key."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 
@@ -51,6 +52,11 @@ def text(value: object, key: str) -> str:
     return value
 
 
+def optional(check):
+    """``null``, or what ``check`` takes."""
+    return lambda value, key: None if value is None else check(value, key)
+
+
 def list_of(check):
     def check_all(value: object, key: str) -> list:
         if not isinstance(value, list):
@@ -58,6 +64,33 @@ def list_of(check):
         return [check(item, f"{key}.{i}") for i, item in enumerate(value)]
 
     return check_all
+
+
+def _one_or_chain(check):
+    """One, or a list of several."""
+    every = list_of(check)
+
+    def check_all(value: object, key: str) -> str | list:
+        if not isinstance(value, list):
+            return check(value, key)
+        if len(value) < 2 or "none" in value:
+            raise ValueError(f"{key}: expected a name, or a list of two or more, got {value!r}")
+        return every(value, key)
+
+    return check_all
+
+
+def chained(value: str | list[str]) -> list[str]:
+    """What :func:`_one_or_chain` lets through, as a list; nothing for ``none``."""
+    return value if isinstance(value, list) else [] if value == "none" else [value]
+
+
+def _pattern(value: object, key: str) -> str:
+    try:
+        re.compile(text(value, key))
+    except re.error as error:
+        raise ValueError(f"{key}: {value!r} is no regular expression: {error}") from None
+    return value
 
 
 def seeds(value: object, key: str) -> list[int]:
@@ -73,10 +106,11 @@ def seeds(value: object, key: str) -> list[int]:
 #: The excitation of a run: key -> (check, default). The defaults excite nothing.
 WE = {
     "standardize": (flag, False),
-    "attention": (_name_in("attention", "ATTENTIONS", "none", "global"), "none"),
+    "attention": (_one_or_chain(_name_in("attention", "ATTENTIONS", "none", "global")), "none"),
+    "on": (one_of("weights", "features"), "weights"),
     "skips": (flag, False),
     "shared": (flag, False),
-    "stacked": (one_of("none", "location", "magnitude"), "none"),
+    "stacked": (_one_or_chain(one_of("none", "location", "magnitude")), "none"),
     "order": (_name_in("attention", "ORDERS"), "sequential"),
     "control": (_name_in("excitation", "CONTROLS"), "none"),
     "start": (_name_in("excitation", "STARTS"), "random"),
@@ -86,12 +120,15 @@ WE = {
     "magnitude": (_name_in("magnitude", "FUNCTIONS", "none"), "none"),
     "eps": (number(0, strict=True), 0.1),
     "layers": (one_of("conv", "linear", "conv+linear"), "conv"),
+    "where": (optional(_pattern), None),
     "pretrain": (number(0), 0),
     "pause": (number(0), 0),
     "ramp": (number(0), 0),
 }
 
 _OF_LOCATION = ("skips", "stacked", "control", "start")
+#: What attention on feature maps has not, in its published form.
+_OF_WEIGHTS = (*_OF_LOCATION, "shared", "pause", "ramp")
 
 #: The training of a run: key -> check. Every key has its value in a recipe of ``params.yaml``.
 TRAIN = {
@@ -104,9 +141,12 @@ TRAIN = {
     "schedule": one_of("constant", "step", "cosine", "onecycle"),
     "milestones": list_of(number(1, whole=True)),
     "gamma": number(0, 1, strict=True),
-    "precision": one_of("float32", "bf16"),
+    "precision": one_of("float32", "bf16", "fp16"),
     "channels_last": flag,
+    "sync_batch_norm": flag,
 }
+#: Those that a recipe may leave out, and what they are then.
+_TRAIN_DEFAULTS = {"sync_batch_norm": False}
 
 
 def mapping(value: object, key: str, allowed: Iterable[str] | None = None) -> dict:
@@ -136,19 +176,32 @@ def excitation(value: object, key: str) -> dict:
         name: check(given.get(name, default), f"{key}.{name}")
         for name, (check, default) in WE.items()
     }
-    for name, (_, default) in WE.items():
-        if name in _OF_LOCATION and we[name] != default and we["attention"] in ("none", "global"):
-            raise ValueError(
-                f"{key}.{name}: {we[name]!r} needs an attention of a layer's own, and "
-                f"{key}.attention is {we['attention']}"
-            )
-    if we["order"] != "sequential" and we["attention"] != "cbam":
-        raise ValueError(f"{key}.order: {we['order']!r} needs {key}.attention: cbam")
-    if we["shared"] and we["attention"] != "global":
-        raise ValueError(f"{key}.shared: true needs {key}.attention: global")
-    if (we["pause"] or we["ramp"]) and we["attention"] == we["magnitude"] == "none":
-        raise ValueError(f"{key}.pause: nothing to pause: {key} has no attention and no magnitude")
+    _check_combination(we, key)
     return we
+
+
+def _check_combination(we: dict, key: str) -> None:
+    attentions, given = chained(we["attention"]), f"{key}.attention is {we['attention']}"
+    changed = [name for name, (_, default) in WE.items() if we[name] != default]
+    for name in changed:
+        if name in _OF_LOCATION and not set(attentions) - {"global"}:
+            raise ValueError(
+                f"{key}.{name}: {we[name]!r} needs an attention of a layer's own, and {given}"
+            )
+        if name in _OF_WEIGHTS and we["on"] == "features":
+            raise ValueError(
+                f"{key}.{name}: {we[name]!r} is of weights: leave it out with {key}.on: features"
+            )
+    if we["on"] == "features" and (len(attentions) != 1 or attentions == ["global"]):
+        raise ValueError(f"{key}.on: features needs one of se, cbam, bam, triplet, and {given}")
+    if we["order"] != "sequential" and "cbam" not in attentions:
+        raise ValueError(f"{key}.order: {we['order']!r} needs {key}.attention: cbam")
+    if we["shared"] and attentions != ["global"]:
+        raise ValueError(f"{key}.shared: true needs {key}.attention: global")
+    if "magnitude" in chained(we["stacked"])[:-1]:
+        raise ValueError(f"{key}.stacked: magnitude has no nets to excite: name it last")
+    if (we["pause"] or we["ramp"]) and not attentions and we["magnitude"] == "none":
+        raise ValueError(f"{key}.pause: nothing to pause: {key} has no attention and no magnitude")
 
 
 def epochs_of(we: dict, epochs: int, key: str) -> dict:
@@ -172,7 +225,7 @@ def epochs_of(we: dict, epochs: int, key: str) -> dict:
 
 def training(layers: list[tuple[str, object]]) -> dict:
     """Later layers win; ``null`` leaves what was."""
-    merged, origin = {}, {}
+    merged, origin = dict(_TRAIN_DEFAULTS), {}
     for key, layer in layers:
         for name, value in mapping(layer, key, TRAIN).items():
             if value is not None:

@@ -5,13 +5,14 @@ Each function returns whether the claim holds, and what was found.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from wexlib import magnitude
-from wexlib.attach import excite, fold
+from wexlib.attach import attend, excite, fold
 from wexlib.attention import BAM, CBAM, SE, Attention, Triplet
 from wexlib.excitation import Location, Standardize
 from wexlib.magnitude import Magnitude
-from wexlib.models import resnet18, resnext29
+from wexlib.models import Mixer, resnet18, resnext29
 from wexlib.parametrization import Excitation
 
 ATTENTIONS = (SE(), CBAM(), BAM(), Triplet())
@@ -57,6 +58,38 @@ def excitation_folds_away() -> tuple[bool, str]:
         deviation = max(deviation, ((model(images) - excited).abs().max() / excited.std()).item())
     outputs = f"outputs within {deviation:.0e}" if deviation else "equal outputs"
     return same and deviation < 1e-4, f"{len(methods)} methods: the plain layers, {outputs}"
+
+
+def feature_attention_stays() -> tuple[bool, str]:
+    """What attention adds to a forward of ResNet-18: on feature maps, and on weights, folded."""
+    model = resnet18(classes=10, width=16)
+    plain, added = _multiplications(model), {}
+    for attention in ATTENTIONS:
+        attended = attend(resnet18(classes=10, width=16), attention, where=r"^layer\d\.\d$")
+        added[type(attention).__name__] = 100 * (_multiplications(attended) / plain - 1)
+    folded = _multiplications(fold(excite(model, Location(SE()))))
+    found = ", ".join(f"{name} +{share:.2g} %" for name, share in added.items())
+    return (
+        min(added.values()) > 0 and folded == plain,
+        f"multiplications of a forward: on feature maps {found}; on weights, folded, as plain",
+    )
+
+
+@torch.no_grad()
+def _multiplications(model: nn.Module) -> int:
+    """Of one 32×32 image, in convolutions and products of matrices."""
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops() // 2
+
+
+def mixer_is_faster() -> tuple[bool, str]:
+    """Multiplications of a forward of the thesis's networks: time without a machine."""
+    models = {"MLP-Mixer": Mixer(classes=100), "ResNet-18": resnet18(classes=100)}
+    models["ResNeXt-29"] = resnext29(classes=100)
+    counts = {name: _multiplications(model) / 1e6 for name, model in models.items()}
+    found = ", ".join(f"{name} {count:,.0f} million" for name, count in counts.items())
+    return min(counts, key=counts.get) == "MLP-Mixer", f"multiplications of a 32×32 image: {found}"
 
 
 def linear_layers_have_no_channels() -> tuple[bool, str]:

@@ -18,7 +18,7 @@ from study.plan.keys import checked, list_of, mapping, one_of, text
 from study.results import checks
 from study.results.contrasts import NONE, decide, measured
 from study.results.files import Results
-from study.results.measures import MEASURES
+from study.results.measures import ALONE, MEASURES
 from study.results.statistics import PAIRS_FOR_VERDICT
 from study.results.text import difference, markdown, p_value
 from wexlib.names import choose
@@ -32,7 +32,9 @@ CHECKS = {
     for function in (
         checks.attention_takes_weights,
         checks.excitation_folds_away,
+        checks.feature_attention_stays,
         checks.linear_layers_have_no_channels,
+        checks.mixer_is_faster,
         checks.novel_function_raises_large_weights,
         checks.triplet_has_fewer_parameters,
     )
@@ -64,18 +66,20 @@ def read_claims(path: Path, roles: Mapping[str, str] | None = None) -> dict[str,
             keys = _CHECKED if "check" in claim else _TESTED
             checked(claim, keys | {"remark": text}, place, needed=keys)
             for pair in claim.get("pairs", ()):
-                _check_pair(pair, place, roles)
+                _check_pair(pair, claim["measure"], place, roles)
     return themes
 
 
-def _check_pair(pair: object, place: str, roles: Mapping[str, str] | None) -> None:
-    if not isinstance(pair, list) or len(pair) != 2:
-        raise ValueError(f"{place}: expected pairs of two runs, got {pair!r}")
+def _check_pair(pair: object, measure: str, place: str, roles: Mapping[str, str] | None) -> None:
+    if not isinstance(pair, list) or not 0 < len(pair) < 3:
+        raise ValueError(f"{place}: expected pairs of two runs, or one alone, got {pair!r}")
+    if len(pair) == 1 and measure not in ALONE:
+        raise ValueError(f"{place}: {measure} of one run is no test: name what it is compared with")
     if roles is None:
         return
     for run in pair:
         choose(run, roles, f"run in {place}:", summary="a run of runs.yaml")
-    of, against = (roles[run] for run in pair)
+    of, against = roles[pair[0]], roles[pair[-1]]
     if of != against:
         raise ValueError(
             f"{place}: {pair[0]} is of {of} and {pair[1]} of {against}: compare runs of one"
@@ -108,7 +112,7 @@ def evaluate(home: Path | None = None, scales: Sequence[str] = SCALES) -> pd.Dat
             if "check" in claim:
                 rows.append(about | _checked(claim))
             else:
-                rows += [about | _tested(claim, *pair, largest_first) for pair in claim["pairs"]]
+                rows += [about | _tested(claim, pair, largest_first) for pair in claim["pairs"]]
     frame = decide(pd.DataFrame(rows))
     frame["verdict"] = [row.checked or _verdict(row) for row in frame.itertuples()]
     columns = "theme claim where compared measure scale data n difference low high p p_holm verdict"
@@ -128,18 +132,18 @@ def _checked(claim: dict) -> dict:
     }
 
 
-def _tested(claim: dict, of: str, against: str, largest_first: Sequence[Results]) -> dict:
-    found = []
+def _tested(claim: dict, compared: list[str], largest_first: Sequence[Results]) -> dict:
+    found, (of, *rest) = [], compared
     for results in largest_first:
-        estimate = measured(claim["measure"], of, against, results, claim["expects"])
+        estimate = measured(claim["measure"], of, "".join(rest), results, claim["expects"])
         if estimate["n"]:
-            older = [results.older_code(run) for run in (of, against)]
+            older = [results.older_code(run) for run in compared]
             found.append(estimate | {"scale": results.scale, "older": older})
     best = max(found, key=_weight, default=NONE | {"scale": "", "older": []})
-    first = [of, against] == claim["pairs"][0]
+    first = compared == claim["pairs"][0]
     remarks = [claim.get("remark", "")] if first else []
     return best | {
-        "compared": f"{of} − {against}",
+        "compared": " − ".join(compared),
         "measure": MEASURES[claim["measure"]],
         "expects": claim["expects"],
         "checked": "",

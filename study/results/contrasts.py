@@ -41,9 +41,9 @@ BOUNDS = ("p_equivalence", "low_90", "high_90", "detectable", "detectable_holm",
 NONE = {"data": "", "real": False, **paired_t([])}
 
 
-def pair(of: str, against: str) -> Weights:
-    """The difference of two runs."""
-    return {of: 1, against: -1}
+def pair(of: str, against: str = "") -> Weights:
+    """The difference of two runs, or one alone, which is compared with zero."""
+    return {of: 1, against: -1} if against else {of: 1}
 
 
 def on_seeds(weights: Weights, scores: Scores) -> list[float]:
@@ -98,6 +98,8 @@ def estimate(
 def measured(measure: str, of: str, against: str, results: Results, expects: str) -> dict:
     """The estimate of ``of`` minus ``against`` by a key of ``study.results.measures.MEASURES``.
 
+    Without ``against`` it is that of ``of`` alone, of a measure that is a number of one run.
+
     ``expects`` is the sign that is claimed, higher, lower or not higher: :func:`every_epoch` asks.
     """
     weights = pair(of, against)
@@ -109,7 +111,7 @@ def measured(measure: str, of: str, against: str, results: Results, expects: str
     if measure == "epochs":
         goals = {seed: 0.9 * y for seed, y in accuracy(results[against]).items()}
         return estimate(weights, results, partial(epochs_to, goals))
-    curves = {run: results[run].curve("test_accuracy") for run in weights}
+    curves = {run: results[run].metric_curve("test") for run in weights}
     return found | every_epoch(weights, curves, expects)
 
 

@@ -13,22 +13,32 @@ from pathlib import Path
 from study.files import digest, root, write_json
 from study.results.files import Results, read_result
 
+#: What a result holds of what its seeds determine.
+NUMBERS = (
+    "parameters",
+    "seeds",
+    "test_last",
+    "test_best_epoch",
+    "best_epoch",
+    "validation_last",
+    "train_last",
+)
 Recorded = Mapping[str, Mapping[str, str | float]]
 
 
 def digests(scale: str, home: Path | None = None) -> dict[str, str]:
-    """Each run's SHA-256 of its result and its curves; runs that were not made have none.
+    """Each run's SHA-256 of its numbers and its curves; runs that were not made have none.
 
-    The result is taken without ``config.code``, which names the code and not what came of it.
+    What the run was planned as is left out: a new key of a plan, or other code, is no other result.
     """
     results, found = Results(scale, home), {}
     for path in sorted(results.folder.glob("*.json")):
         result = read_result(path)
         if "test_last" not in result:
             continue  # a run that needs what is not there, or the summary
-        del result["config"]["code"]
+        numbers = {key: result[key] for key in NUMBERS if key in result}
         curves = results.folder / "curves" / f"{path.stem}.csv"
-        found[path.stem] = digest(result, curves.read_bytes())
+        found[path.stem] = digest(numbers, curves.read_bytes())
     return found
 
 

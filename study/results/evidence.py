@@ -79,7 +79,8 @@ def short(run: str) -> str:
 def scales_with_evidence(home: Path | None = None) -> list[str]:
     """The scales that have results of the evidence, the largest first."""
     folder = (home or root()) / "results"
-    return [s for s in reversed(SCALES) if any((folder / s).glob(f"{EVIDENCE}-*.json"))]
+    made = {s: map(read_result, (folder / s).glob(f"{EVIDENCE}-*.json")) for s in reversed(SCALES)}
+    return [s for s, results in made.items() if any("test_last" in result for result in results)]
 
 
 def compare(

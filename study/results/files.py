@@ -1,6 +1,7 @@
 """What the runs of a scale left behind: results and curves, each file read once."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from study.files import digest, root
 from study.plan import REAL
 
 #: Datasets that come with a package; they decide nothing.
-EMBEDDED = ("digits10", "digits100")
+EMBEDDED = ("digits10", "digits100", "scenes", "moving-digits")
+#: What results call a metric, and its name in the curves.
+METRICS = {"accuracy": "accuracy", "mean IoU": "iou"}
 
 
 def read_result(path: Path) -> dict:
@@ -49,12 +52,23 @@ class Run:
     def dataset(self) -> str:
         return self.data["dataset"]
 
+    @property
+    def metric(self) -> str:
+        """What ``test_last`` and the like are of, in percent."""
+        return self.result.get("metric", "accuracy")
+
     def last(self, key: str) -> dict[int, float]:
         """A number of the result for each seed."""
         return dict(zip(self.result["seeds"], self.result[key], strict=True))
 
+    def metric_curve(self, split: str) -> dict[int, list[float]]:
+        """The metric's curve on a split, as :meth:`curve`."""
+        return self.curve(f"{split}_{METRICS[self.metric]}")
+
     def curve(self, column: str) -> dict[int, list[float]]:
         """A column of the curves for each seed; empty where the scale has not got it."""
+        if column not in self.curves:
+            return {}
         rows = self.curves.dropna(subset=[column])
         return {seed: list(group[column]) for seed, group in rows.groupby("seed")}
 
@@ -78,6 +92,7 @@ class Results:
         self.folder = self.home / "results" / scale
         self._runs: dict[str, Run | None] = {}
         self._status: dict[str, str] = {}
+        self._made: dict[str, int] = {}  # of how many seeds, those that are not asked for too
 
     def __getitem__(self, run: str) -> Run | None:
         if run not in self._runs:
@@ -95,6 +110,7 @@ class Results:
             return None
         result = read_result(path)
         seeds = result.get("seeds", [])
+        self._made[run] = len(seeds)
         kept = [i for i, seed in enumerate(seeds) if self.seeds is None or seed in self.seeds]
         if "not_run" in result or not kept:
             none = f"of the seeds {list(self.seeds or [])} it has none"
@@ -113,6 +129,19 @@ class Results:
         frames = [frame for frame in frames if len(frame)]
         return pd.concat(frames) if frames else pd.DataFrame()
 
+    def seconds(self, run: str) -> float:
+        """The time of a seed, of one core or GPU; NaN with embedded data, whose times are not kept.
+
+        A table of them is an output that DVC compares, and no two times are equal.
+        """
+        if self.scale not in REAL or not self[run]:
+            return math.nan
+        return self._provenance(run).get("seconds", math.nan) / self._made[run]
+
+    def _provenance(self, run: str) -> dict:
+        path = self.folder / "provenance" / f"{run}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
     def older_code(self, run: str) -> str:
         """A remark where the present code is not that which made the run's result."""
         plan = self.home / "scales" / self.scale / "plan" / f"{run}.json"
@@ -121,8 +150,7 @@ class Results:
         planned = json.loads(plan.read_text(encoding="utf-8"))
         if planned["code"] == self[run].result["config"]["code"]:
             return ""
-        made = self.folder / "provenance" / f"{run}.json"
-        commit = json.loads(made.read_text(encoding="utf-8")).get("commit", "")[:7]
+        commit = self._provenance(run).get("commit", "")[:7]
         return f"made by older code (commit {commit or 'unknown'})"
 
 

@@ -21,10 +21,12 @@ from study.results.text import latex, markdown, readable
 from wexlib.names import choose
 
 PROTOCOLS = {
-    "test_last": "test accuracy at the last epoch",
-    "test_best_epoch": "test accuracy at the best epoch on the test set (the thesis's protocol)",
+    "test_last": "test {} at the last epoch",
+    "test_best_epoch": "test {} at the best epoch on the test set (the thesis's protocol)",
 }
 
+#: What a row shows of its run.
+_NUMBERS = ("mean", "sd", "pixels", "gap", "roughness", "parameters", "seconds")
 #: What a row without real data has for them.
 _UNREAL = {"", *EMBEDDED}
 
@@ -40,6 +42,7 @@ _TABLE = {
     "setting": keys.text,
     "remark": keys.text,
     "curves": keys.flag,
+    "cost": keys.flag,
     "scales": keys.list_of(keys.one_of(*SCALES)),
     "rows": keys.list_of(keys.mapping),
 }
@@ -87,10 +90,12 @@ def table(
     """One table as a frame, a row for each of the thesis's and of ours; of ``seeds``, if given.
 
     Columns: row, run, data, thesis, mean, sd, n, difference, low, high, p, p_holm, verdict, gap,
-    roughness, parameters, status, remark. Accuracies and differences are in percent and percentage
-    points. ``gap`` is training minus validation accuracy after the last epoch, ``roughness``
-    that of the validation accuracy's curve (:func:`study.results.statistics.roughness`); both are
-    means over seeds, and NaN where a scale has no validation split.
+    roughness, parameters, seconds, metric, pixels, status, remark. ``mean`` is of the metric,
+    accuracy or mean IoU, in percent, and differences are in percentage points. ``gap`` is training
+    minus validation accuracy after the last epoch, ``roughness`` that of the validation accuracy's
+    curve (:func:`study.results.statistics.roughness`); both are means over seeds, and NaN where a
+    scale has no validation split. ``seconds`` is the time of a seed, with real data, ``pixels``
+    the accuracy of a segmentation's pixels.
     """
     choose(protocol, PROTOCOLS, "protocol")
     home = home or root()
@@ -113,8 +118,11 @@ def _frame(entry: dict, results: Results, protocol: str) -> pd.DataFrame:
     decisive = decided["verdict"].isin(("higher", "lower", "undecided"))
     decided["verdict"] = decided["verdict"].where(decisive, "")
     rows = pd.DataFrame([_row(row, results, protocol) for row in entry["rows"]])
-    columns = "row run data thesis mean sd n difference low high p p_holm verdict gap roughness"
-    return rows.join(decided)[[*columns.split(), "parameters", "status", "remark"]]
+    columns = (
+        "row run data thesis mean sd n difference low high p p_holm verdict gap roughness "
+        "parameters seconds metric pixels status remark"
+    )
+    return rows.join(decided)[columns.split()]
 
 
 def _row(row: dict, results: Results, protocol: str) -> dict:
@@ -132,11 +140,12 @@ def _row(row: dict, results: Results, protocol: str) -> dict:
         "run": run,
         "thesis": sum(thesis) / len(thesis) if isinstance(thesis, list) else thesis,
         "data": "",
+        "metric": "",
         "n": 0,
-        **dict.fromkeys(("mean", "sd", "gap", "roughness", "parameters"), nan),
+        **dict.fromkeys(_NUMBERS, nan),
         "status": results.status(run) if run else "",
         "remark": "; ".join(remarks),
-        **(_means(made, protocol) if made else {}),
+        **(_means(made, protocol) | {"seconds": results.seconds(run)} if made else {}),
     }
 
 
@@ -145,11 +154,15 @@ def _means(run: Run, protocol: str) -> dict:
     values = list(run.last(protocol).values())
     found = {
         "data": run.dataset,
+        "metric": run.metric,
         "mean": sum(values) / len(values),
         "sd": pd.Series(values).std() if len(values) > 1 else math.nan,
         "n": len(values),
         "parameters": run.result["parameters"],
     }
+    if run.metric == "mean IoU":
+        pixels = run.curve("test_accuracy").values()
+        found["pixels"] = sum(curve[-1] for curve in pixels) / len(pixels)
     if run.data["validation"]:
         gaps = gap(run).values()
         found |= {"gap": sum(gaps) / len(gaps), "roughness": pd.Series(rough(run)).mean()}
@@ -177,7 +190,7 @@ def _shown(number: str, entry: dict, results: Results, protocol: str, runs: str 
     frame = frame[frame["run"].str.contains(runs)]
     return Shown(
         frame,
-        readable(frame, curves=entry.get("curves", False)),
+        readable(frame, curves=entry.get("curves", False), cost=entry.get("cost", False)),
         _caption(number, entry, frame, results, protocol),
     )
 
@@ -190,9 +203,10 @@ def _caption(number: str, entry: dict, frame: pd.DataFrame, results: Results, pr
         made = [results[run] for run in ran["run"]]
         images = _span(run.data["train"] for run in made)
         epochs = _span(run.result["config"]["train"]["epochs"] for run in made)
+        measured = PROTOCOLS[protocol].format(" and ".join(sorted(set(ran["metric"]))))
         shown = (
             f"ours on {_sets(ran)}, {images} training images for "
-            f"{epochs} epochs, n = {_span(ran['n'])}, {PROTOCOLS[protocol]}; mean ± sd, and the "
+            f"{epochs} epochs, n = {_span(ran['n'])}, {measured}; mean ± sd, and the "
             "difference to the plain row with its 95 % interval."
         )
         if not any(frame["verdict"]):

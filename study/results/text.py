@@ -34,10 +34,11 @@ def difference(row) -> str:
     return rounded(row.difference, "+") + interval
 
 
-def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
+def readable(frame: pd.DataFrame, *, curves: bool = False, cost: bool = False) -> pd.DataFrame:
     """A table's frame (:func:`study.results.tables.table`): rounded, dashes where there is nothing.
 
-    ``curves`` shows the gap and the roughness too; the thesis's column goes where it has nothing.
+    ``curves`` shows the gap and the roughness too, ``cost`` parameters and time; a column goes
+    where all of it is nothing.
     """
 
     def ours(row) -> str:
@@ -56,6 +57,14 @@ def readable(frame: pd.DataFrame, *, curves: bool = False) -> pd.DataFrame:
         "n": [str(row.n) if row.n else "–" for row in rows],
         "difference": [difference(row) for row in rows],
     }
+    if frame["pixels"].notna().any():
+        shown["pixels (%)"] = [rounded(row.pixels) for row in rows]
+    if cost:
+        counts = [row.parameters for row in rows]
+        shown["parameters"] = ["–" if math.isnan(count) else f"{count:,.0f}" for count in counts]
+    if cost and frame["seconds"].notna().any():
+        times = [row.seconds for row in rows]
+        shown["seconds a seed"] = ["–" if math.isnan(time) else f"{time:,.0f}" for time in times]
     if curves:
         shown["gap (points)"] = [rounded(row.gap, "+") for row in rows]
         shown["roughness (points)"] = [rounded(row.roughness) for row in rows]

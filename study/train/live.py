@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from study.data.datasets import prepare
-from study.data.loader import Data, Loader, load
+from study.data.loader import Data, load, loader
 from study.data.sources import DATASETS
 from study.files import root
 from study.plan import config
-from study.train.loop import EVALUATION_BATCH, Run, evaluate, fit, optimizer_of, start
+from study.train.loop import EVALUATION_BATCH, Evaluation, Run, fit, start
 from study.train.pruning import Loss, prune
 
 SEED = 0
@@ -43,7 +43,7 @@ def train(plan: dict, data: Data, model: nn.Module | None = None) -> Run:
     """Train a plan's model, or train ``model`` on by its recipe, to the last epoch."""
     run = start(plan, data, SEED)
     if model is not None:
-        run = Run(model, optimizer_of(model, plan["train"]))
+        run = Run.of(model, plan["train"])
     for _ in fit(run, plan, data, SEED):
         pass
     return run
@@ -51,8 +51,8 @@ def train(plan: dict, data: Data, model: nn.Module | None = None) -> Run:
 
 def accuracy(model: nn.Module, data: Data, plan: dict) -> float:
     """Accuracy on the test images, in percent."""
-    loader = Loader(data, "test", batch_size=EVALUATION_BATCH)
-    return evaluate(model, loader, plan["train"])[1]
+    batches = loader(data, "test", batch_size=EVALUATION_BATCH)
+    return Evaluation(model, plan, data.classes)(batches)["accuracy"]
 
 
 def prune_and_retrain(

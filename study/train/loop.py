@@ -3,41 +3,65 @@
 What a seed determines goes by streams of its own (:func:`derive`): the backbone's start, the
 attention's start, the order of the batches and their augmentation. So the same seed gives the same
 backbone and the same batches whatever is attached, and a run that was killed goes on from its last
-epoch to the same last bit.
+epoch, or from within a long one, to the same last bit.
+
+On a GPU a step is captured as a CUDA graph and replayed (:mod:`wexlib.ops.capture`). In a process
+group (``torchrun -m study.train``) every process takes its share of each batch.
 """
 
 import hashlib
 import io
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, distributed, nn
 
-from study.data.loader import Data, Loader
+from study.data.loader import Data, loader
 from study.files import write
 from study.plan.network import attach, build, derive
 from study.train import memory
+from study.train.tasks import TASKS, Task, cross_entropy, scores_of
 from wexlib.control import average, precompute, resume
+from wexlib.ops.capture import Captured
 
 EVALUATION_BATCH = 500
+#: Seconds of an epoch after which its state is kept.
+SAVE_AFTER = 600
+#: Steps after which several processes ask whether it is time.
+ASK_EVERY = 50
+CPU = torch.device("cpu")
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
+
+
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process in its group, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 def optimizer_of(model: nn.Module, train: dict) -> torch.optim.Optimizer:
     """All parameters in one group, attention, biases and norms decayed too: the authors' choice."""
     options = {"lr": train["lr"], "weight_decay": train["weight_decay"], "fused": True}
     if train["optimizer"] == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=train["momentum"], **options)
+        optimizer = torch.optim.SGD(model.parameters(), momentum=train["momentum"], **options)
+        # Torch leaves them unfilled when the scaler skips the first step (2.15).
+        for p in model.parameters() if train["precision"] == "fp16" and train["momentum"] else ():
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train["optimizer"]]
-    return kind(model.parameters(), **options)
+    on_gpu = next(model.parameters()).is_cuda
+    return kind(model.parameters(), capturable=on_gpu, **options)
 
 
 def learning_rate(train: dict, step: int, steps: int) -> float:
@@ -64,33 +88,98 @@ def strength(we: dict, epoch: int) -> float:
 
 
 def autocast(train: dict, on: torch.device):
-    return torch.autocast(on.type, torch.bfloat16, enabled=train["precision"] == "bf16")
+    dtype = PRECISIONS[train["precision"]]
+    return torch.autocast(on.type, dtype, enabled=dtype != torch.float32)
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, train: dict) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in percent; excited weights are computed once."""
-    model.eval()
-    loss, correct, count = 0.0, 0, 0
-    with precompute(model):
-        for images, labels in loader:
-            with autocast(train, images.device):
-                scores = model(images)
-            loss += F.cross_entropy(scores.float(), labels, reduction="sum").item()
-            correct += (scores.argmax(1) == labels).sum().item()
-            count += len(labels)
-    return loss / count, 100 * correct / count
+class Sums:
+    """What steps add up, on the device, so that none waits for the one before.
+
+    ``loss`` is in nats, ``counts`` are the task's, ``bad`` is the first step (from 0) whose loss
+    was not finite.
+    """
+
+    def __init__(self, task: Task, classes: int, on: torch.device):
+        self.task, whole = task, {"device": on, "dtype": torch.int64}
+        self.loss = torch.zeros((), device=on, dtype=torch.float64)
+        self.counts = torch.zeros(task.size(classes), **whole)
+        self.steps, self.bad = torch.zeros((), **whole), torch.zeros((), **whole)
+        self.reset()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.loss, self.counts, self.steps, self.bad]
+
+    def reset(self) -> None:
+        for tensor in self.tensors:
+            tensor.zero_()
+        self.bad.fill_(torch.iinfo(torch.int64).max)
+
+    def add(self, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
+        earliest = torch.minimum(self.bad, self.steps)
+        self.bad.copy_(torch.where(loss.isfinite(), self.bad, earliest))
+        self.steps += 1
+        self.loss += loss
+        self.counts += self.task.count(scores, targets)
+
+    def gather(self) -> None:
+        """Add what the other processes have."""
+        if rank_and_world()[1] > 1:
+            distributed.all_reduce(self.loss)
+            distributed.all_reduce(self.counts)
+            distributed.all_reduce(self.bad, distributed.ReduceOp.MIN)
+
+    def leave_to_first(self) -> None:
+        """What was gathered is the first process's: the others add to nothing."""
+        if rank_and_world()[0]:
+            self.loss.zero_()
+            self.counts.zero_()
 
 
-def loaders(data: Data, plan: dict, seed: int, on: torch.device) -> dict[str, Loader]:
+class Evaluation:
+    """The mean cross-entropy and the task's measures of a model, in percent, on a split."""
+
+    def __init__(self, model: nn.Module, plan: dict, classes: int):
+        self.model, self.train = model, plan["train"]
+        self.on = next(model.parameters()).device
+        self.sums = Sums(TASKS[plan["data"]["task"]], classes, self.on)
+        self.step = Captured(self._step)
+
+    def _weights(self, once: bool):
+        """Excited weights are computed once; by a step that is captured, in it."""
+        return precompute(self.model) if once == (self.on.type == "cpu") else nullcontext()
+
+    def _step(self, images: Tensor, targets: Tensor) -> None:
+        with self._weights(once=False), autocast(self.train, self.on):
+            scores = scores_of(self.model(images))
+        self.sums.add(cross_entropy(scores, targets, "sum"), scores, targets)
+
+    @torch.inference_mode()
+    def __call__(self, batches: Iterator) -> dict[str, float]:
+        self.model.eval()
+        self.sums.reset()
+        with self._weights(once=True):
+            for images, targets in batches:
+                self.step(images, targets)
+        self.sums.gather()
+        counts = self.sums.counts.cpu()
+        mean = self.sums.loss.item() / counts.sum().item()
+        return {"loss": mean} | self.sums.task.measure(counts)
+
+
+def loaders(data: Data, plan: dict, seed: int, on: torch.device) -> dict:
     """``train`` in the order and augmentation that ``seed`` gives; the others as they lie."""
-    common = {"device": on, "channels_last": plan["train"]["channels_last"]}
-    splits = {
-        name: Loader(data, name, batch_size=EVALUATION_BATCH, **common)
-        for name in ("validation", "test")
-        if len(data.labels(name))
+    common = {
+        "device": on,
+        "channels_last": plan["train"]["channels_last"],
+        "part": rank_and_world(),
     }
-    splits["train"] = Loader(
+    splits = {
+        name: loader(data, name, batch_size=EVALUATION_BATCH, **common)
+        for name in ("validation", "test")
+        if data.count(name)
+    }
+    splits["train"] = loader(
         data,
         "train",
         batch_size=plan["train"]["batch"],
@@ -106,13 +195,22 @@ def loaders(data: Data, plan: dict, seed: int, on: torch.device) -> dict[str, Lo
 class Run:
     """The state of one seed's training, all that is needed to go on.
 
-    ``history`` holds one row an epoch; ``seconds`` the time spent, over every start.
+    ``history`` holds one row an epoch; ``within`` how many steps of the next one are done, their
+    sums and the random numbers' state; ``seconds`` is the time spent, over every start.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     history: list[dict] = field(default_factory=list)
+    within: dict | None = None
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, model: nn.Module, train: dict) -> "Run":
+        on = next(model.parameters()).device.type
+        scaler = torch.amp.GradScaler(on, enabled=train["precision"] == "fp16")
+        return cls(model, optimizer_of(model, train), scaler)
 
     def excite(self, plan: dict, seed: int) -> None:
         """Attach the excitation to the plain network that was trained so far."""
@@ -123,7 +221,9 @@ class Run:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "history": self.history,
+            "within": self.within,
             "seconds": self.seconds,
         }
         buffer = io.BytesIO()
@@ -147,7 +247,9 @@ class Run:
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.seconds = state["history"], state["seconds"]
+        self.scaler.load_state_dict(state["scaler"])
+        self.history, self.within = state["history"], state["within"]
+        self.seconds = state["seconds"]
 
 
 def _check_channels_last(model: nn.Module, on: torch.device) -> None:
@@ -161,23 +263,75 @@ def _check_channels_last(model: nn.Module, on: torch.device) -> None:
                 )
 
 
+def _repeat_bits() -> None:
+    """Of kernels that give a GPU's results in an order of chance take those that do not."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs, and nothing reads it
+
+
 def start(plan: dict, data: Data, seed: int, saved: Path | None = None) -> Run:
     """A run at its beginning, or where the file ``saved`` left it."""
-    on = device()
+    on, train = device(), plan["train"]
     if on.type == "cpu":
         torch.set_num_threads(plan["threads"])  # sums depend on it in their last bits
         memory.keep_freed()
+    else:
+        _repeat_bits()
     state = Run.read(saved) if saved else None
-    plain = (len(state["history"]) if state else 0) <= plan["we"]["pretrain"] > 0
+    begun = len(state["history"]) + (state["within"] is not None) if state else 0
     sizes = {"classes": data.classes, "image_size": data.image_size}
-    model = build(plan, seed, **sizes, plain=plain).to(on)
-    if plan["train"]["channels_last"]:
+    pretrain = plan["we"]["pretrain"]
+    model = build(plan, seed, **sizes, plain=pretrain > 0).to(on)
+    if train["channels_last"]:
         _check_channels_last(model, on)
         model = model.to(memory_format=torch.channels_last)
-    run = Run(model, optimizer_of(model, plan["train"]))
+    if begun > pretrain > 0:
+        attach(model, plan["we"], seed)
+    if train["sync_batch_norm"] and rank_and_world()[1] > 1:
+        if on.type == "cpu":
+            raise ValueError("train.sync_batch_norm: true needs GPUs: set it to false on a CPU")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    run = Run.of(model, train)
     if state:
         run.restore(state)
     return run
+
+
+def _training_step(run: Run, plan: dict, sums: Sums) -> Callable[[Tensor, Tensor], None]:
+    """One step on a batch, or on this process's share of one."""
+    on, world = sums.loss.device, rank_and_world()[1]
+    network = run.model
+    if world > 1:
+        network = nn.parallel.DistributedDataParallel(network)
+    averaged = "global" in plan["we"]["attention"] and not plan["we"]["shared"]
+
+    def losses(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What is minimized, and what the epoch's sum gets."""
+        if world == 1:
+            loss = cross_entropy(scores, targets)
+            return loss, loss.detach() * len(targets)
+        counted = sums.task.count(scores.detach(), targets).sum()
+        whole = torch.stack([counted, torch.full_like(counted, len(targets))])
+        distributed.all_reduce(whole)
+        loss = cross_entropy(scores, targets, "sum") / whole[0]
+        # The processes' gradients are averaged, and are to be added.
+        return world * loss, loss.detach() * whole[1]
+
+    def step(images: Tensor, targets: Tensor) -> None:
+        run.optimizer.zero_grad(set_to_none=True)
+        with precompute(run.model), autocast(plan["train"], on):
+            scores = scores_of(network(images))
+        loss, added = losses(scores, targets)
+        run.scaler.scale(loss).backward()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        if averaged:
+            average(run.model)
+        sums.add(added, scores.detach(), targets)
+
+    return step if world > 1 else Captured(step)
 
 
 def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) -> Iterator[dict]:
@@ -187,57 +341,99 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
         FloatingPointError: the loss is no longer finite; what was saved before stays.
     """
     train, on = plan["train"], next(run.model.parameters()).device
-    splits = loaders(data, plan, seed, on)
+    (rank, world), splits = rank_and_world(), loaders(data, plan, seed, on)
     steps = len(splits["train"])
-    averaged = plan["we"]["attention"] == "global" and not plan["we"]["shared"]
+    sums = Sums(TASKS[plan["data"]["task"]], data.classes, on)
+    step = evaluation = None
     for epoch in range(len(run.history), train["epochs"]):
-        began = time.perf_counter()
-        if epoch == plan["we"]["pretrain"] > 0:
+        began, within = time.perf_counter(), run.within
+        if epoch == plan["we"]["pretrain"] > 0 and not within:
             run.excite(plan, seed)
+            step = None
+        if step is None:
+            step = _training_step(run, plan, sums)
+            evaluation = Evaluation(run.model, plan, data.classes)
         if plan["we"]["pause"] or plan["we"]["ramp"]:
             resume(run.model, strength=strength(plan["we"], epoch))
         torch.manual_seed(derive(seed, f"dropout of epoch {epoch}"))
-        splits["train"].epoch = epoch
+        sums.reset()
+        if within:
+            for tensor, value in zip(sums.tensors, within["sums"], strict=True):
+                tensor.copy_(value)
+            sums.leave_to_first()
+            _set_random_state(within["random"])
+        splits["train"].epoch, splits["train"].first = epoch, within["steps"] if within else 0
         run.model.train()
-        loss_sum = torch.zeros((), device=on, dtype=torch.float64)
-        correct = torch.zeros((), device=on, dtype=torch.int64)
-        bad = torch.full((), steps, device=on)
-        count = 0
-        for i, (images, labels) in enumerate(splits["train"]):
-            for group in run.optimizer.param_groups:
-                group["lr"] = learning_rate(train, epoch * steps + i, steps)
-            with precompute(run.model), autocast(train, on):
-                scores = run.model(images)
-            loss = F.cross_entropy(scores.float(), labels)
-            run.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            run.optimizer.step()
-            if averaged:
-                average(run.model)
-            # Sums stay on the device, so that a step never waits for the one before.
-            loss = loss.detach()
-            bad = torch.where(loss.isfinite(), bad, bad.clamp(max=i))
-            loss_sum += loss * len(labels)
-            correct += (scores.detach().argmax(1) == labels).sum()
-            count += len(labels)
-        if bad.item() < steps:
+        for i, (images, targets) in enumerate(splits["train"], splits["train"].first):
+            set_rate(run.optimizer, learning_rate(train, epoch * steps + i, steps))
+            if world > 1:  # draws of its own, that follow from the step alone
+                torch.manual_seed(derive(seed, f"dropout of step {i} of epoch {epoch}, {rank}"))
+            step(images, targets)
+            if saved and _due(began, i, on):
+                sums.gather()
+                run.seconds += time.perf_counter() - began
+                began, done = time.perf_counter(), [tensor.cpu() for tensor in sums.tensors]
+                run.within = {"steps": i + 1, "sums": done, "random": _random_state()}
+                if rank == 0:
+                    run.save(saved)
+                sums.leave_to_first()
+        run.within = None
+        sums.gather()
+        if (bad := sums.bad.item()) < steps:
             raise FloatingPointError(
-                f"{plan['run']}: the loss is not finite at step {bad.item() + 1} of epoch "
+                f"{plan['run']}: the loss is not finite at step {bad + 1} of epoch "
                 f"{epoch + 1} (seed {seed}): lower train.lr; the epochs before it are kept"
             )
         row = {
             "seed": seed,
             "epoch": epoch + 1,
-            "lr": run.optimizer.param_groups[0]["lr"],
-            "train_loss": loss_sum.item() / count,
-            "train_accuracy": 100 * correct.item() / count,
+            "lr": learning_rate(train, epoch * steps + steps - 1, steps),
+            "train_loss": sums.loss.item() / data.count("train"),
         }
-        for name in ("validation", "test"):
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = (
-                evaluate(run.model, splits[name], train) if name in splits else (None, None)
-            )
+        measured = sums.task.measure(sums.counts.cpu())
+        row |= {f"train_{name}": value for name, value in measured.items()}
+        for buffer in run.model.buffers() if world > 1 else ():
+            distributed.broadcast(buffer, 0)
+        for split in ("validation", "test"):
+            values = evaluation(splits[split]) if split in splits else {}
+            row |= {f"{split}_{name}": values.get(name) for name in ("loss", *measured)}
         run.history.append(row)
         run.seconds += time.perf_counter() - began
-        if saved:
+        if saved and rank == 0:
             run.save(saved)
         yield row
+
+
+def _due(began: float, step: int, on: torch.device) -> bool:
+    """Whether the state within an epoch is to be kept; of several processes the first decides."""
+    due = time.perf_counter() - began > SAVE_AFTER
+    if rank_and_world()[1] == 1:
+        return due
+    if (step + 1) % ASK_EVERY:
+        return False
+    answer = torch.tensor(int(due), device=on)
+    distributed.broadcast(answer, 0)
+    return bool(answer.item())
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """On a GPU it is a tensor, so that a captured step reads it."""
+    for group in optimizer.param_groups:
+        on = group["params"][0].device
+        if on.type == "cpu":
+            group["lr"] = rate
+        elif isinstance(group["lr"], Tensor) and group["lr"].device == on:
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = torch.tensor(rate, device=on)
+
+
+def _random_state() -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return states + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
+
+
+def _set_random_state(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)

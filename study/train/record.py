@@ -79,10 +79,13 @@ def read_plan(run: str) -> dict:
 
 
 def read_data(plan: dict) -> "Data":
-    """The prepared arrays of the plan's dataset role."""
+    """The prepared data of the plan's dataset role, or of the playground."""
     from study.data.loader import load
 
-    return load(root() / "data" / plan["scale"] / plan["data"]["role"])
+    own = plan["run"] == PLAYGROUND
+    return load(
+        root() / "data" / (PLAYGROUND if own else f"{plan['scale']}/{plan['data']['role']}")
+    )
 
 
 def state_file(plan: dict, seed: int) -> Path:
@@ -97,35 +100,46 @@ def state_file(plan: dict, seed: int) -> Path:
     return home / "build" / "unfinished" / plan["scale"] / f"{plan['run']}-{digest}" / f"{seed}.pt"
 
 
-def say(text: str) -> None:
-    """Show progress outside the notebook: the pipeline prints what this file holds."""
+def say(plan: dict, row: dict) -> str:
+    """How far a run is, after an epoch with this row: a line, which the pipeline shows too."""
+    from study.train.tasks import TASKS
+
+    metric = TASKS[plan["data"]["task"]].metric
+    text = (
+        f"seed {row['seed']}  epoch {row['epoch']}/{plan['train']['epochs']}"
+        f"  loss {row['train_loss']:.3f}  test {row[f'test_{metric}']:.2f} %"
+    )
     if path := os.environ.get("WEXLIB_PROGRESS"):
         write_text(Path(path), text)
+    return text
 
 
 def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
     """Write the four files of a finished run, the result last; return the result."""
+    from study.train.tasks import NAMES, TASKS
     from wexlib.checkpoint import save
 
     name, scale, seeds = plan["run"], plan["scale"], list(runs)
+    metric = TASKS[plan["data"]["task"]].metric
     histories = [runs[seed].history for seed in seeds]
     last = [history[-1] for history in histories]
-    best = [max(history, key=lambda row: row["test_accuracy"]) for history in histories]
+    best = [max(history, key=lambda row: row[f"test_{metric}"]) for history in histories]
     model = runs[seeds[0]].model
     result = {
         "run": name,
         "scale": scale,
         "data": plan["data"]
         | {"classes": data.classes, "image_size": list(data.image_size)}
-        | {split: len(data.labels(split)) for split in ("train", "validation", "test")},
+        | {split: data.count(split) for split in ("train", "validation", "test")},
         "config": {k: plan[k] for k in ("model", "model_options", "we", "recipe", "train", "code")},
         "parameters": sum(p.numel() for p in model.parameters()),
         "seeds": seeds,
-        "test_last": [row["test_accuracy"] for row in last],
-        "test_best_epoch": [row["test_accuracy"] for row in best],
+        "metric": NAMES[metric],
+        "test_last": [row[f"test_{metric}"] for row in last],
+        "test_best_epoch": [row[f"test_{metric}"] for row in best],
         "best_epoch": [row["epoch"] for row in best],
-        "validation_last": [row["validation_accuracy"] for row in last],
-        "train_last": [row["train_accuracy"] for row in last],
+        "validation_last": [row[f"validation_{metric}"] for row in last],
+        "train_last": [row[f"train_{metric}"] for row in last],
     }
     models = {seed: run.model for seed, run in runs.items()}
     built_of = {
@@ -173,14 +187,15 @@ def write_not_run(plan: dict) -> dict:
 
 
 def metrics(result: dict) -> dict:
-    """What ``dvc exp show`` has a column for: means over seeds, accuracies in percent."""
+    """What ``dvc exp show`` has a column for: means over seeds, in percent."""
 
     def mean(key: str) -> float:
         return round(sum(result[key]) / len(result[key]), 2)
 
+    metric = result["metric"].replace(" ", "_")
     return {
-        "accuracy": mean("test_last"),
-        "train_accuracy": mean("train_last"),
+        metric: mean("test_last"),
+        f"train_{metric}": mean("train_last"),
         "parameters": result["parameters"],
     }
 

@@ -49,10 +49,36 @@ def test_instruction_sets_are_pinned_for_embedded_data_and_chapters_alone(home, 
 
 def test_a_run_without_its_data_is_a_result_that_says_so(home, executed, capsys):
     assert cli.main(["run", "cpu/a"]) == 0
-    assert executed == [] and "cpu/a is not run: it needs ImageNet" in capsys.readouterr().out
+    assert executed == [] and "cpu/a is not run: needs ImageNet" in capsys.readouterr().out
     result = json.loads((home / "results" / "cpu" / "a.json").read_text())
     assert result.pop("digest")
     assert result == {"run": "a", "scale": "cpu", "not_run": "needs ImageNet"}
+
+
+def test_data_is_prepared_of_a_scale_and_of_the_playground(home, monkeypatch, capsys):
+    prepared = []
+    monkeypatch.setattr(
+        "study.data.datasets.prepare", lambda *given, **sizes: prepared.append(given)
+    )
+    sizes = {"train": None, "validation": 0, "test": None}
+    for place, spec in (
+        ("playground/data.json", {"dataset": "/my/images"} | sizes),
+        ("scales/demo/plan/data/cifar10.json", {"dataset": "digits10"} | sizes),
+        ("scales/demo/plan/data/voc.json", {"missing": "trained elsewhere"}),
+    ):
+        (home / place).parent.mkdir(parents=True, exist_ok=True)
+        (home / place).write_text(json.dumps(spec))
+    for name in ("playground", "demo/cifar10", "demo/voc"):
+        assert cli.main(["data", name]) == 0
+    folder = home / "data"
+    assert prepared == [
+        ("/my/images", folder / "playground"),
+        ("digits10", folder / "demo" / "cifar10"),
+    ]
+    assert json.loads((folder / "demo/voc/meta.json").read_text()) == {
+        "missing": "trained elsewhere"
+    }
+    assert capsys.readouterr().out == "demo/voc: trained elsewhere\n"
 
 
 def test_what_a_killed_run_left_is_cleared_before_it_goes_on(home, executed):

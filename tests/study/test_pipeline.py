@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from clones import EVIDENCE, PROJECT, RUNS, clone, shell
 
 from study import cli, repro
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
 OUTPUTS = ("result.json", "curves.csv", "metrics.json")
 
 
@@ -168,16 +166,6 @@ def test_a_bad_setting_is_refused_before_anything_is_lost(made, setting, sentenc
     shell("git checkout -q params.yaml", made)
     assert sentence in output
     assert (made / "playground/result.json").read_bytes() == kept
-
-
-def test_two_shares_side_by_side(shared, tmp_path):
-    """README's commands for several GPUs."""
-    fresh = clone(shared, tmp_path / "fresh")
-    [block] = re.findall(r"```bash\n(dvc repro scales/gpu.*?)```", README, re.DOTALL)
-    block = block.replace("/gpu/", "/smoke/").replace(" &", " > share.log &")
-    shell(f"set -e; {block} wait", fresh)
-    made = {p.stem for p in (fresh / "results/smoke").glob("*.json")}
-    assert made == {n for n in RUNS if n.startswith(("resnext10", "resnet18"))}
 
 
 def test_a_grid_by_the_queue(shared):

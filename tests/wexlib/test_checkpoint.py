@@ -174,11 +174,42 @@ def test_tensors_lie_as_torch_puts_them(tmp_path):
     assert not any(p.data_ptr() % 64 for p in load(path).parameters())
 
 
-def test_a_model_with_attention_on_its_feature_maps_is_refused(tmp_path):
-    model = attend(resnet(), SE(), where=r"^layer1\.0$")
-    with pytest.raises(ValueError, match="cannot be rebuilt from its file"):
-        save(tmp_path / "net.safetensors", model, **RESNET)
-    assert not list(tmp_path.iterdir())
+def test_a_model_with_attention_on_its_feature_maps_comes_back(tmp_path):
+    model = excite(resnet(), Standardize())
+    attend(model, BAM(reduction=2), where=r"^layer1\.[01]$")
+    attend(model, SE("silu"), where=r"^layer2\.0$")
+    model(images())  # its batch norms see something
+    save(tmp_path / "a", model.eval(), **RESNET)
+    again = load(tmp_path / "a")
+    assert same(model, again) and torch.equal(again(images()), model(images()))
+    attended = {n: m.feature_attention.attention for n, m in again.named_modules() if _attended(m)}
+    assert attended == {
+        "layer1.0": BAM(reduction=2),
+        "layer1.1": BAM(reduction=2),
+        "layer2.0": SE("silu"),
+    }
+    with pytest.raises(ValueError, match="the models are excited differently"):
+        save(tmp_path / "b", {0: model, 1: excite(resnet(), Standardize())}, **RESNET)
+
+
+def _attended(module):
+    return hasattr(module, "feature_attention")
+
+
+def own(classes=10):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 14 * 14, classes))
+
+
+def test_a_model_of_ones_own_is_given_to_load(tmp_path):
+    model = excite(own(), Location(SE()))
+    save(tmp_path / "a", model, model="nets:own", classes=10)
+    with pytest.raises(ValueError, match="holds a model of your own, nets:own: .*model=it"):
+        load(tmp_path / "a")
+    plain = own()
+    assert load(tmp_path / "a", model=plain) is plain
+    assert same(model, plain) and torch.equal(plain(images()), model(images()))
+    with pytest.raises(ValueError, match="does not fit the model: .*size mismatch for 2.weight"):
+        load(tmp_path / "a", model=own(classes=3))
 
 
 def test_a_flipped_bit_anywhere_is_refused(tmp_path):

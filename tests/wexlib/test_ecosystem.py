@@ -111,6 +111,13 @@ def test_accelerate(ran):
     assert is_plain(names["plain"])
 
 
+def test_cuda_graphs(ran):
+    names = ran("CUDA graphs")
+    assert 0 < names["result"] < names["loss"](names["excited"]()(names["images"]), names["labels"])
+    assert names["rate"].item() == pytest.approx(0.1 / 6)
+    assert names["optimizer"].param_groups[0]["lr"] is names["rate"]
+
+
 def test_optimizers(ran):
     names = ran("Optimizers")
     grouped = [p for group in names["optimizer"].param_groups for p in group["params"]]

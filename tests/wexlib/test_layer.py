@@ -72,6 +72,16 @@ def test_another_excitation_s_state_is_refused(case, strict, tmp_path):
         nn.Sequential(conv(second)).load_state_dict(state, strict=strict)
 
 
+def test_a_layer_with_a_name_of_ours_is_excited_as_any_other():
+    class Named(nn.Conv2d):
+        excited = True
+
+    layer = excite(Named(8, 8, 3), SE_WS)
+    assert copy.deepcopy(layer).weight.shape == layer.weight.shape
+    with pytest.raises(RuntimeError, match="is computed and cannot be assigned"):
+        layer.weight = nn.Parameter(torch.zeros(8, 8, 3, 3))
+
+
 def test_a_shared_net_is_not_loaded_from_several():
     def pair(shared):
         return excite(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)), SE_WS, shared=shared)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from study.data import audit, scenes
+from study.data import audit, digits
 from study.data.loader import Data
-from study.data.sources import digit_scans
 
 
 def images(*values: int) -> np.ndarray:
@@ -20,7 +19,7 @@ def images(*values: int) -> np.ndarray:
 @pytest.fixture
 def datasets():
     def data(train, test, labels):
-        meta = {"dataset": "made", "classes": 3}
+        meta = {"dataset": "made", "classes": 3, "image_shape": [3, 2, 2]}
         meta["sha256"] = {f"{s}_images.npy": "ab" * 32 for s in ("train", "validation", "test")}
         none = (images(), np.zeros(0, np.int64))
         splits = {
@@ -61,25 +60,25 @@ def test_class_counts_are_all_there(datasets):
     assert list(train["images"]) == [1, 0, 1] and len(frame) == 9
 
 
-@pytest.mark.parametrize("split", scenes.SPLITS)
+@pytest.mark.parametrize("split", digits.SPLITS)
 def test_a_mask_is_where_the_scene_has_ink(split):
-    pictures, masks = scenes.scenes(split, 40)
+    pictures, masks = digits.scenes(split, 40)
     assert np.array_equal(pictures > 0, masks > 0)
     assert set(np.unique(masks)) == set(range(11))
-    again = scenes.scenes(split, 40)
+    again = digits.scenes(split, 40)
     assert np.array_equal(pictures, again[0]) and np.array_equal(masks, again[1])
-    assert not np.array_equal(pictures, scenes.scenes(split, 40, seed=1)[0])
+    assert not np.array_equal(pictures, digits.scenes(split, 40, seed=1)[0])
 
 
 def test_scenes_show_their_own_splits_scans_and_name_them():
     """Of one digit each, so the scan can be cut out and looked up."""
     known = {
-        split: dict(zip((s.tobytes() for s in scans), digits, strict=True))
-        for split, (scans, digits) in digit_scans(0).items()
+        split: dict(zip((s.tobytes() for s in scans), labels, strict=True))
+        for split, (scans, labels) in digits.digit_scans(0).items()
     }
     assert not known["train"].keys() & known["test"].keys()
-    for split in scenes.SPLITS:
-        for image, mask in zip(*scenes.scenes(split, 30, most=1), strict=True):
+    for split in digits.SPLITS:
+        for image, mask in zip(*digits.scenes(split, 30, most=1), strict=True):
             windows = [
                 (image[top : top + 16 : 2, left : left + 16 : 2] // 15).tobytes()
                 for top in range(33)
@@ -91,13 +90,13 @@ def test_scenes_show_their_own_splits_scans_and_name_them():
 
 
 def test_a_digit_moves_where_its_label_says():
-    clips, labels = scenes.moving_digits("train", 30, frames=9)
-    steps = list(scenes.DIRECTIONS.values())
+    clips, labels = digits.moving_digits("train", 30, frames=9)
+    steps = list(digits.DIRECTIONS.values())
     assert set(labels) == {0, 1, 2, 3}
     for clip, label in zip(clips, labels, strict=True):
-        shift = tuple(scenes.STEP * step for step in steps[label])
+        shift = tuple(digits.STEP * step for step in steps[label])
         for before, after in zip(clip, clip[1:], strict=False):
             assert np.array_equal(np.roll(before, shift, (0, 1)), after)
             assert before.sum() == after.sum() > 0
     with pytest.raises(ValueError, match="expected 1 to 11"):
-        scenes.moving_digits("train", 1, frames=12)
+        digits.moving_digits("train", 1, frames=12)

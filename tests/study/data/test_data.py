@@ -8,9 +8,9 @@ import pytest
 import torch
 from tampering import Bomb, fingerprint
 
-from study.data import sources
+from study.data import digits
 from study.data.datasets import prepare
-from study.data.loader import SPLITS, Data, Loader, load
+from study.data.loader import SPLITS, Data, Loader, load, loader
 from study.files import digest
 
 # --- preparing --------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_train_validation_and_test_are_disjoint_scans(tmp_path):
 
 
 def test_digits100_is_composed_of_each_splits_own_scans(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "NOISE", 0)
+    monkeypatch.setattr(digits, "NOISE", 0)
     prepare("digits10", tmp_path / "scans")
     prepare("digits100", tmp_path / "pairs", train=1000, test=1000)
     scans, pairs = load(tmp_path / "scans"), load(tmp_path / "pairs")
@@ -237,8 +237,13 @@ def test_splits_go_by_name(prepared):
 def toy(n: int = 37, size: tuple[int, int] = (8, 6), pad: int = 2, flip: bool = True) -> Data:
     """Random images whose labels number them."""
     generator = np.random.default_rng(0)
-    images = generator.integers(1, 256, (n, 3, *size)).astype(np.uint8)
-    meta = {"dataset": "toy", "mean": [0.5, 0.4, 0.3], "sd": [0.2, 0.25, 0.3]}
+    images = generator.integers(1, 255, (n, 3, *size)).astype(np.uint8)
+    meta = {
+        "dataset": "toy",
+        "task": "classification",
+        "mean": [0.5, 0.4, 0.3],
+        "sd": [0.2, 0.25, 0.3],
+    }
     meta |= {"pad": pad, "flip": flip, "classes": n, "image_shape": [3, *size]}
     empty = (images[:0], np.arange(0))
     return Data(meta, {"train": (images, np.arange(n)), "validation": empty, "test": empty})
@@ -351,6 +356,66 @@ def test_bf16_is_the_rounded_float32():
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert half.dtype == torch.bfloat16 and torch.equal(full.bfloat16(), half)
+
+
+def everything(batches) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+
+
+def test_an_epoch_goes_on_from_its_middle():
+    batches = loader(toy(), "train", batch_size=10, shuffle=True, augment=True)
+    batches.epoch = 3
+    whole = list(batches)
+    batches.first = 2
+    rest = list(batches)
+    assert len(rest) == 2 and len(batches) == 4, "the length is the epoch's"
+    for batch, other in zip(whole[2:], rest, strict=True):
+        assert all(map(torch.equal, batch, other))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_parts_are_one_processs_batches_cut(world):
+    options = {"batch_size": 10, "shuffle": True, "augment": True, "seed": 4}
+    parts = [loader(toy(), "train", part=(rank, world), **options) for rank in range(world)]
+    sizes = []
+    for whole, *shares in zip(loader(toy(), "train", **options), *parts, strict=True):
+        assert all(map(torch.equal, whole, everything(shares)))
+        sizes.append([len(targets) for _, targets in shares])
+    assert sizes[0] == {2: [5, 5], 3: [3, 3, 4]}[world]
+    assert sizes[-1] == {2: [3, 4], 3: [2, 2, 3]}[world], "the last batch of 7"
+
+
+def test_a_mask_is_cropped_and_mirrored_with_its_image():
+    """Each image of one channel is its own mask, so that both must show the same."""
+    masks = toy(40).images("train")[:, 0]
+    meta = toy().meta | {
+        "task": "segmentation",
+        "mean": [0.0],
+        "sd": [1.0],
+        "image_shape": [1, 8, 6],
+    }
+    data = Data(meta, {"train": (masks[:, None], masks)})
+    images, shown = everything(loader(data, "train", batch_size=16, augment=True))
+    inside = shown != 255  # no pixel of these images is 255
+    assert shown.dtype == torch.int64 and shown.shape == (40, 8, 6)
+    assert 0.6 < inside.float().mean() < 0.95, "crops reach over the edge"
+    assert torch.equal((images[:, 0] * 255).round().long(), torch.where(inside, shown, 0))
+
+
+def test_all_frames_of_a_clip_are_cropped_alike():
+    data = toy(30)
+    frames = np.stack([np.roll(data.images("train"), t, 1) for t in range(4)], 2)
+    clips = Data(data.meta | {"image_shape": [3, 4, 8, 6]}, {"train": (frames, np.arange(30))})
+    meta = {"mean": [0.0] * 3, "sd": [1.0] * 3}
+    clips.meta.update(meta), data.meta.update(meta)
+    options = {"batch_size": 9, "shuffle": True, "augment": True, "channels_last": True}
+    for (shown, labels), (images, same) in zip(
+        loader(clips, "train", **options), loader(data, "train", **options), strict=True
+    ):
+        assert torch.equal(labels, same)
+        assert shown.is_contiguous(memory_format=torch.channels_last_3d)
+        for t in range(4):
+            assert torch.equal(shown[:, :, t], images.roll(t, 1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tampering import Bomb, fingerprint
 
+from study.data.base import draw, stratified
 from study.data.datasets import prepare
 from study.data.loader import SPLITS, load
-from study.data.sources import draw, stratified
 
 torchvision = pytest.importorskip("torchvision")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.data import scenes
+from study.data import digits
 from study.data.loader import Data
 from study.figures import datasets as dataset_figures
 from study.figures import plots as figures
@@ -67,9 +67,28 @@ def test_samples_show_images_of_the_class_that_stands_above(classes, axes):
 
 
 def test_figures_of_scenes_and_clips_show_all_of_them():
-    figure = dataset_figures.scenes(*scenes.scenes("train", 3), "Title")
-    assert len(figure.axes) == 6 and len(figure.legends[0].get_texts()) == 11
-    clips, _ = scenes.moving_digits("train", 2, frames=4)
+    names = ["background", *map(str, range(10))]
+    images, masks = digits.scenes("train", 3)
+    masks[0, 0] = 255
+    figure = dataset_figures.scenes(images[:, None].repeat(3, 1), masks, names, "Title")
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    present = sorted({int(label) for label in np.unique(masks)} - {255})
+    assert len(figure.axes) == 6 and shown == [names[label] for label in present] + ["ignored"]
+    clips = digits.moving_digits("train", 2, frames=4)[0][:, None].repeat(3, 1)
     figure = dataset_figures.clips(clips, ["left", "up"], "Title")
     assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["left", "up"]
     assert all(axes.images for axes in figure.axes)
+
+
+@pytest.mark.parametrize(("task", "axes"), [("segmentation", 4), ("video", 3 * 2)])
+def test_pictures_suit_the_task(task, axes):
+    images, targets = (
+        (np.zeros((2, 3, 8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8))
+        if task == "segmentation"
+        else (np.zeros((3, 3, 2, 8, 8), np.uint8), np.array([2, 0, 1]))
+    )
+    meta = {"task": task, "class_names": ["a", "b", "c"], "classes": 3}
+    figure = dataset_figures.pictures(Data(meta, {"train": (images, targets)}), "Title")
+    assert len(figure.axes) == axes
+    if task == "video":
+        assert [place.get_ylabel() for place in figure.axes[::2]] == ["c", "a", "b"]

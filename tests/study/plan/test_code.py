@@ -203,7 +203,12 @@ PLANS[ON_A_GPU] = PLANS["plain"] | {"scale": "gpu"}
         ("wexlib/attention.py", "class SE(", "# Why.\nclass SE(", set()),
         ("wexlib/describe.py", "def describe(model", "def describe(network", set()),
         ("wexlib/attention.py", '{"se": SE,', '{"mine": SE, "se": SE,', set()),
-        ("study/data/sources.py", '"digits10": ', '"mine": _digits10,\n    "digits10": ', set()),
+        (
+            "study/data/sources.py",
+            '"digits10": ',
+            '"mine": digits.digits10,\n    "digits10": ',
+            set(),
+        ),
         ("wexlib/ops/kernels.py", "TILE, PLACES = 2048", "TILE, PLACES = 1024", {ON_A_GPU}),
         ("wexlib/ops/gpu.py", "LAST=last", "LAST=not last", {ON_A_GPU}),
         ("wexlib/ops/grouped.py", "deviation + 1e-5", "deviation + 1e-6", {ON_A_GPU}),

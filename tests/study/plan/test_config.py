@@ -72,7 +72,7 @@ def test_the_thesis_scale_takes_the_recipes_as_they_are(params):
         recipe = params["recipes"][plan["recipe"]]
         given = {k: v for k, v in recipe.items() if k in plan["train"]}
         own = params["runs"].get(plan["data"]["role"], {}).get(plan["run"], {})
-        assert plan["train"] == given | own.get("train", {})
+        assert plan["train"] == {"sync_batch_norm": False} | given | own.get("train", {})
         assert plan["model_options"] == own.get("model_options", {})
 
 
@@ -93,6 +93,50 @@ def test_pause_ramp_and_pretrain_are_epochs_or_shares_of_the_run(params):
         planned(pause=7, ramp=3)
 
 
+def test_a_run_of_other_scales_is_planned_and_says_where_it_is_trained(params):
+    params["runs"]["cifar100"]["resnext"]["scales"] = ["cpu", "thesis"]
+    assert "missing" not in plan_runs(params, "cpu")["resnext"]["data"]
+    assert plan_runs(params, "demo")["resnext"]["data"] == {
+        "role": "cifar100",
+        "task": "classification",
+        "missing": "trained at cpu, thesis",
+    }
+
+
+def test_the_playground_takes_a_folder_and_a_set_of_torchvision(params, tmp_path):
+    for dataset in (str(tmp_path), "torchvision:FashionMNIST"):
+        params["dataset"] = dataset
+        data = config.plan_playground(params, "demo", DATASETS)["data"]
+        assert (data["role"], data["task"], data["dataset"]) == ("own", "classification", dataset)
+
+
+OWN_MODEL = "from torch import nn\n\n\ndef net(classes, width=4):\n    "
+
+
+def test_a_model_of_ones_own_is_planned_with_the_digest_of_its_file(tmp_path, monkeypatch):
+    copied = settings(tmp_path)
+    for name in ("dvc.yaml", "notebooks", "study", "wexlib"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    params = (PROJECT / "params.yaml").read_text(encoding="utf-8")
+    params = params.replace("model: resnet18 ", "model: own_of_test:net ")
+    (copied / "params.yaml").write_text(params, encoding="utf-8")
+    codes = []
+    for body in ("return nn.Conv2d(3, classes, 1)", "return  nn.Conv2d(3, classes, 1) # why", "4"):
+        (tmp_path / "own_of_test.py").write_text(f"{OWN_MODEL}{body}\n", encoding="utf-8")
+        if body == "4":  # it is imported already, and would still give a layer
+            plan = {"model": "own_of_test:net"}
+            codes.append(config._code_of(plan, "", config.Code(tmp_path)))
+        else:
+            config.write_playground(copied, DATASETS)
+            codes.append(json.loads((tmp_path / "playground/plan.json").read_text())["code"])
+    digests = [code["own_of_test"] for code in codes]
+    assert digests[0] == digests[1] != digests[2]
+    data = json.loads((tmp_path / "playground" / "data.json").read_text())
+    assert data["role"] == "cifar100" and "study.data.datasets" in data["code"]
+
+
 BAD = [
     ("we.actvation", "relu", ["key in we", "'actvation'", "did you mean 'activation'"]),
     ("we.attention", "cbm", ["we.attention", "'cbm'", "did you mean 'cbam'"]),
@@ -103,6 +147,18 @@ BAD = [
     ("we.reduction", 1.5, ["we.reduction", "whole number"]),
     ("we.skips", True, ["we.skips", "needs an attention"]),
     ("we.order", "parallel", ["we.order", "needs we.attention: cbam"]),
+    ("we.attention", ["se", "cbm"], ["we.attention.1", "'cbm'", "did you mean 'cbam'"]),
+    ("we.attention", ["se"], ["we.attention", "a name, or a list of two or more", "['se']"]),
+    ("we.attention", ["se", "none"], ["we.attention", "a list of two or more"]),
+    ("we.attention", ["global", "global"], ["we.skips", "needs an attention of a layer's own"]),
+    ("we.stacked", ["magnitude", "location"], ["we.stacked: magnitude", "name it last"]),
+    ("we.on", "maps", ["we.on", "one of weights, features"]),
+    ("we.on", "features", ["we.skips", "leave it out with we.on: features"]),
+    ("we.where", "layer(3", ["we.where", "no regular expression"]),
+    ("we.where", "layer9", ["model: resnet18 has no layer", "'layer9' in its name"]),
+    ("pretrained", "none.pt", ["pretrained: none.pt is no file", "path of a checkpoint"]),
+    ("pretrained", "torchvision", ["torchvision has no weights of resnet18"]),
+    ("train.precision", "fp8", ["train.precision", "one of float32, bf16, fp16"]),
     ("train.lr", "fast", ["train.lr", "a number above 0", "'fast'"]),
     ("train.lr", float("nan"), ["train.lr", "nan"]),
     ("train.lr", True, ["train.lr", "a number above 0"]),
@@ -111,7 +167,12 @@ BAD = [
     ("train.recipe", "resnet-164", ["train.recipe", "did you mean 'resnext-164'"]),
     ("runs.cifar100.resnext10.train", {"schedule": "step"}, ["resnext10.train.sch", "milestones"]),
     ("model", "resnet19", ["model", "'resnet19'", "did you mean 'resnet18'"]),
+    ("model", "study.nothing:net", ["model study.nothing:net", "No module named"]),
+    ("model", "torch.nn:net", ["model torch.nn:net", "expected module:function"]),
+    ("model", "builtins:repr", ["model builtins:repr: expected a torch module, got str"]),
     ("dataset", "cifar", ["dataset", "did you mean 'cifar10'"]),
+    ("dataset", "own", ["unknown dataset 'own'", "a folder's path"]),
+    ("dataset", "/no/such", ["dataset: /no/such is no folder"]),
     ("runs.cifar100.resnext.epochs", 3, ["key in runs.cifar100.resnext", "'epochs'"]),
     (
         "runs.cifar100.resnext.model",
@@ -126,6 +187,8 @@ BAD = [
     ("runs.cifar100.resnext.seeds", 0, ["runs.cifar100.resnext.seeds", "at least 1"]),
     ("runs.cifar100.resnext.seeds", [], ["runs.cifar100.resnext.seeds", "different seeds"]),
     ("runs.cifar100", [1], ["runs.cifar100", "keys and values"]),
+    ("runs.cifar100.resnext.scales", ["cpuu"], ["resnext.scales.0", "did you mean 'cpu'"]),
+    ("scales.demo.processes", 0, ["scales.demo.processes", "at least 1"]),
     ("scales.demo.threads", 0, ["scales.demo.threads", "at least 1"]),
     ("scales.demo.data.cifar10.dataset", "digits", ["scales.demo.data.cifar10.dataset"]),
     ("scales.demo.models.resnet18.wdth", 3, ["wdth"]),
@@ -135,8 +198,8 @@ BAD = [
 
 @pytest.mark.parametrize(("key", "value", "words"), BAD, ids=[f"{k}={v}" for k, v, _ in BAD])
 def test_a_bad_value_is_one_sentence(params, key, value, words):
-    if key == "we.skips":
-        params["we"]["attention"] = "none"
+    if key in ("we.skips", "we.on") or value == ["global", "global"]:
+        params["we"] |= {"attention": "none" if key == "we.skips" else "se", "skips": True}
     *path, last = key.split(".")
     place = params
     for name in path:

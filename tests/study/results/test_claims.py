@@ -169,6 +169,37 @@ def test_epochs_to_a_goal_by_hand(home):
     assert found["difference"] == pytest.approx(1.4 - 1.8)
 
 
+def run_with(**result):
+    return files.Run({"seeds": [0]} | result, None)
+
+
+def line_of(column, values):
+    import pandas as pd
+
+    rows = [{"seed": 0, "epoch": e, column: float(y)} for e, y in enumerate(values, 1)]
+    return files.Run({"seeds": [0]}, pd.DataFrame(rows))
+
+
+def test_the_curve_of_a_segmentation_is_that_of_its_metric():
+    made = line_of("test_iou", [1, 2, 3])
+    made.result["metric"] = "mean IoU"
+    assert made.metric_curve("test") == {0: [1, 2, 3]} and made.curve("test_accuracy") == {}
+    assert measures.early_accuracy(made) == {0: 2}
+
+
+def test_a_run_alone_is_compared_with_zero(home):
+    """A rise of the validation accuracy's twin, the loss, by 2, 2, 2, 2 and 3: t = 11."""
+    losses = [[1.0, 1.0, 1.0, 2.0, 1.0 + rise] for rise in (2, 2, 2, 2, 3)]
+    put(home, "gpu", "over", PLAIN, curves=losses)
+    path = home / "results" / "gpu" / "curves" / "over.csv"
+    path.write_text(path.read_text().replace("validation_accuracy", "validation_loss"))
+    text = "{claim: Over, where: '1', measure: late_loss, expects: higher, pairs: [[over]]}"
+    (home / "claims.yaml").write_text(f"Theme:\n  - {text}\n")
+    (row,) = claims.evaluate(home).itertuples()
+    assert (row.compared, row.n, row.difference) == ("over", 5, pytest.approx(2.2))
+    assert row.p == pytest.approx(p_of(11)) and row.verdict == "supported"
+
+
 def test_the_other_measures_by_hand(home):
     zigzag, line = run([[0.0, 2.0, 0.0, 2.0, 0.0]]), run([[1.0, 2.0, 3.0, 4.0, 5.0]])
     assert measures.rough(zigzag) == {0: 4} and measures.rough(line) == {0: 0}
@@ -177,6 +208,10 @@ def test_the_other_measures_by_hand(home):
     put(home, "cpu", "line", [5.0], curves=[[1.0, 2.0, 3.0, 4.0, 5.0]])
     cpu = files.Results("cpu", home)
     assert contrasts.measured("roughness", "zigzag", "line", cpu, "lower")["difference"] == 4
+    assert measures.train_accuracy(run_with(train_last=[9.0])) == {0: 9}
+    long = run([[float(min(epoch, 151)) for epoch in range(1, 165)]])
+    assert measures.late_gain(long) == {0: 1} and measures.late_gain(line) == {0: 0}
+    assert measures.late_loss(line_of("validation_loss", [5, 4, 3, 4, 7])) == {0: 4}
     narrow = files.Run({"seeds": [0], "train_last": [9.0], "validation_last": [7.0]}, None)
     without = files.Run({"seeds": [0], "train_last": [9.0], "validation_last": [None]}, None)
     assert measures.gap(narrow) == {0: 2} and measures.gap(without) == {}
@@ -191,6 +226,7 @@ def test_the_other_measures_by_hand(home):
         ("expects: higher", "expects: more", "expected one of higher, lower, not higher"),
         ("[[better, plain]]", "[[beter, plain]]", "did you mean 'better'"),
         ("[[better, plain]]", "[better]", "pairs of two runs"),
+        ("[[better, plain]]", "[[better]]", "accuracy of one run is no test"),
         ("[[better, plain]]", "{better: plain}", "pairs: expected a list"),
         ("{claim: Better, ", "{", "claim is missing"),
         ('where: "1"', "where: ''", "where: expected a text"),
@@ -225,5 +261,10 @@ def test_what_code_decides(monkeypatch):
     assert not checks.novel_function_raises_large_weights()[0]
     holds, found = checks.triplet_has_fewer_parameters()
     assert holds and "SE 2,768,466" in found  # as counted in the authors' code
+    holds, found = checks.mixer_is_faster()
+    assert holds and "ResNet-18 555 million" in found  # 0.56 G multiply-adds, as published
+    assert checks.feature_attention_stays()[0]
+    monkeypatch.setattr(checks, "attend", lambda model, attention, where: model)
+    assert not checks.feature_attention_stays()[0]
     monkeypatch.setattr(checks, "fold", lambda model: model)
     assert not checks.excitation_folds_away()[0]

@@ -168,6 +168,38 @@ def test_curves_beside_have_a_panel_for_each_scale(home):
     assert result_files.curves_beside("demo", ["never"], home=home).empty
 
 
+def test_a_segmentation_shows_its_metric_and_its_pixels(home):
+    extra = {"metric": "mean IoU"}
+    for run, scores in (("plain", [10.0, 11.0]), ("better", [12.0, 13.0])):
+        put(home, run, scores, dataset="voc", **extra)
+        lines = ["seed,epoch,test_accuracy,validation_iou", "0,1,50,1", "0,2,60,2", "1,1,80,3"]
+        (home / "results" / "cpu" / "curves" / f"{run}.csv").write_text("\n".join(lines))
+    frame = results.table("1", "cpu", home=home).set_index("row")
+    assert frame.loc["Plain", "metric"] == "mean IoU" and frame.loc["Plain", "pixels"] == 70
+    shown = results.show("1", "cpu", home=home)
+    assert "test accuracy and mean IoU at the last epoch" in shown  # noisy is of images
+    assert "| pixels (%)   |" in shown and "| 70.00        |" in shown
+    put(home, "noisy", [1.0], dataset="voc", **extra)
+    (home / "results" / "cpu" / "curves" / "noisy.csv").write_text("\n".join(lines[:2]))
+    assert "n = 1 to 2, test mean IoU at the last epoch" in results.show("1", "cpu", home=home)
+
+
+def test_what_a_row_costs_is_shown_where_it_is_asked(home):
+    text = (home / "tables.yaml").read_text()
+    assert "parameters" not in results.show("1", "cpu", home=home)
+    (home / "tables.yaml").write_text(text.replace("setting", "cost: true\n  setting"))
+    assert "| parameters   |" in results.show("1", "cpu", home=home)
+    assert "seconds" not in results.show("1", "cpu", home=home)
+    note = {"commit": "a", "seconds": 7200.0}
+    (home / "results/cpu/provenance/plain.json").write_text(json.dumps(note))
+    frame = results.table("1", "cpu", home=home, seeds=[0]).set_index("row")
+    assert frame.loc["Plain", "seconds"] == 1440  # of each of five
+    assert "| 1,440" in results.show("1", "cpu", home=home)
+    put(home, "plain", [1.0], scale="demo")
+    (home / "results/demo/provenance/plain.json").write_text(json.dumps(note))
+    assert math.isnan(results.table("1", "demo", home=home)["seconds"].iloc[0])
+
+
 def test_other_data_are_no_pairs(home):
     put(home, "plain", [10.0, 11.0, 12.0, 13.0, 14.0], dataset="digits100")
     frame = results.table("1", "cpu", home=home).set_index("row")

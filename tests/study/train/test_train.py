@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from study.data.datasets import prepare
-from study.data.loader import Loader, load
+from study.data.loader import load, loader
 from study.data.sources import DATASETS
 from study.files import root
 from study.plan import config
@@ -68,8 +68,8 @@ def test_the_backbone_and_the_batches_are_the_same_whatever_is_attached(plan, da
     for variant in VARIANTS.values():
         plan["we"] = off | variant
         starts.append(raw(train.start(plan, data, 3).model))
-        loader = train.loaders(data, plan, 3, CPU)["train"]
-        batches.append([(x.clone(), y.clone()) for x, y in loader])
+        split = train.loaders(data, plan, 3, CPU)["train"]
+        batches.append([(x.clone(), y.clone()) for x, y in split])
     for start, batch in zip(starts[1:], batches[1:], strict=True):
         assert start.keys() == starts[0].keys()
         assert all(torch.equal(start[name], starts[0][name]) for name in start)
@@ -105,13 +105,13 @@ def test_fit_is_the_loop_written_out(plan, data):
     _, rows = _rows(plan, data)
     recipe = plan["train"]
     model = train.start(plan, data, 0).model
-    loader = train.loaders(data, plan, 0, CPU)["train"]
+    split = train.loaders(data, plan, 0, CPU)["train"]
     buffers = {name: None for name, _ in model.named_parameters()}
     for epoch in range(recipe["epochs"]):
-        loader.epoch = epoch
-        losses, right, steps = 0.0, 0, len(loader)
+        split.epoch = epoch
+        losses, right, steps = 0.0, 0, len(split)
         model.train()
-        for i, (x, y) in enumerate(loader):
+        for i, (x, y) in enumerate(split):
             t = (epoch * steps + i + 1) / (steps * recipe["epochs"] + 1)
             lr = recipe["lr"] * min(t / 0.3, (1 - t) / 0.7)
             scores = model(x)
@@ -132,8 +132,8 @@ def test_fit_is_the_loop_written_out(plan, data):
 
 def test_evaluation_is_the_mean_over_images(plan, data):
     run, _ = _rows(plan, data)
-    images = Loader(data, "test", batch_size=7)
-    loss, accuracy = train.evaluate(run.model, images, plan["train"])
+    images = loader(data, "test", batch_size=7)
+    measured = train.Evaluation(run.model, plan, data.classes)(images)
     run.model.eval()
     with torch.no_grad():
         each = [
@@ -142,8 +142,9 @@ def test_evaluation_is_the_mean_over_images(plan, data):
             for i in range(len(y))
         ]
     assert len(each) == 60
-    assert loss == pytest.approx(sum(e[0].item() for e in each) / 60, rel=1e-5)
-    assert accuracy == pytest.approx(100 * sum((e[1].argmax() == e[2]).item() for e in each) / 60)
+    assert measured["loss"] == pytest.approx(sum(e[0].item() for e in each) / 60, rel=1e-5)
+    right = sum((e[1].argmax() == e[2]).item() for e in each)
+    assert measured["accuracy"] == pytest.approx(100 * right / 60)
 
 
 def test_two_runs_agree_to_the_last_bit(plan, data):
@@ -167,6 +168,46 @@ def test_a_run_that_stopped_goes_on_to_the_last_bit(plan, data, tmp_path, after,
         torch.rand(3)  # what else draws from the global stream does not matter
     resumed = train.start(plan, data, 0, saved)
     assert len(resumed.history) == after
+    list(train.fit(resumed, plan, data, 0, saved))
+    assert resumed.history == rows
+    for a, b in zip(
+        whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 7])
+@pytest.mark.parametrize("we", [{}, {"attention": "cbam", "pretrain": 1}], ids=["plain", "later"])
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_a_run_that_was_killed_within_an_epoch_goes_on_to_the_last_bit(
+    plan, data, tmp_path, monkeypatch, at, we, precision
+):
+    """Three epochs of three steps, with dropout, killed after ``at`` of them."""
+    plan["we"] = {key: default for key, (_, default) in WE.items()} | we
+    plan["model_options"] |= {"dropout": 0.3}
+    plan["train"]["precision"] = precision
+    whole, rows = _rows(plan, data)
+    monkeypatch.setattr(train, "SAVE_AFTER", 0)
+    saved, steps, cross_entropy = tmp_path / "0.pt", [], train.cross_entropy
+
+    def killed(scores, targets, reduction="mean"):
+        steps.append(reduction)
+        if steps.count("mean") > at:
+            raise Killed
+        return cross_entropy(scores, targets, reduction)
+
+    monkeypatch.setattr(train, "cross_entropy", killed)
+    with pytest.raises(Killed):
+        list(train.fit(train.start(plan, data, 0, saved), plan, data, 0, saved))
+    monkeypatch.setattr(train, "cross_entropy", cross_entropy)
+    resumed = train.start(plan, data, 0, saved)
+    assert (len(resumed.history), resumed.within and resumed.within["steps"]) == (
+        (at // 3, at % 3) if at % 3 else (at // 3, None)
+    )
     list(train.fit(resumed, plan, data, 0, saved))
     assert resumed.history == rows
     for a, b in zip(
