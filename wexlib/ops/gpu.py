@@ -11,6 +11,7 @@ import triton
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call
+from torch.nn.modules.module import _has_any_global_hook
 
 from wexlib.attention import CBAM, SE
 from wexlib.excitation import Location, Standardize
@@ -96,11 +97,9 @@ def _nets(part: Parametrization) -> tuple[str, ...]:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return any(
-        value
-        for name, value in vars(module).items()
-        if name.endswith("_hooks") and "state_dict" not in name
-    )
+    """Whether something is to be called with it."""
+    hooks = (n for n in vars(module) if n.endswith(("forward_hooks", "forward_pre_hooks")))
+    return any(vars(module)[name] for name in (*hooks, "_backward_hooks", "_backward_pre_hooks"))
 
 
 def steps(module: Parametrization, weight: Tensor) -> list[Step] | None:
@@ -124,7 +123,8 @@ def steps(module: Parametrization, weight: Tensor) -> list[Step] | None:
         found.append(Step(True, None))
     tensors = [x for step in found for x in step.tensors(weight.dtype)]
     ready = fused.fits(weight, *tensors) and all(x.is_contiguous() for x in tensors)
-    return found if ready and not any(map(_hooked, module.modules())) else None
+    called = _has_any_global_hook() or any(map(_hooked, module.modules()))
+    return found if ready and not called else None
 
 
 def _is_net(part: Parametrization) -> bool:
