@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.module import _has_any_global_hook
 
 from wexlib.layer import LENT, ExcitedTensor, below
+from wexlib.ops import together
 from wexlib.ops.capture import GRAPHS, WHOLE, Replayed, capturing, reason
 from wexlib.ops.cpu import recorded
 from wexlib.parametrization import Parametrization, Switched
@@ -150,4 +151,9 @@ class _Every(nn.Module):
 
 
 def _computed(tensors: Iterable[ExcitedTensor]) -> list[Tensor]:
-    return [tensor() for tensor in tensors]
+    """In few launches, but for those that have to be called."""
+    tensors = list(tensors)
+    excited = together([t[0] for t in tensors], [t.original for t in tensors])
+    hooked = [any(map(vars(t).get, HOOKS)) for t in tensors]
+    each = zip(tensors, excited, hooked, strict=True)
+    return [t() if called or x is None else x for t, x, called in each]
