@@ -33,7 +33,7 @@ PARTS = {
 }
 ONCE = {"passes", "start"}
 #: Of which ``gpu`` measures what 4 minutes of a GPU allow; without one it tries them on the CPU.
-GPU = ("exact", "bits", "inference", "train", "launches")
+GPU = ("train", "launches", "inference", "bits", "exact")
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import wexlib
 from benchmarks import naive
 from benchmarks.counting import Held, Operations, Traffic
-from benchmarks.measure import bandwidth, compared, interleaved, quartiles
+from benchmarks.measure import WARM, bandwidth, compared, interleaved, quartiles
 from wexlib import CBAM, SE, Location, Magnitude, Standardize, models
-from wexlib.ops.capture import FIRST_CALLS, Captured
+from wexlib.ops.capture import Captured
 from wexlib.parametrization import chain
 from wexlib.related import DynamicConv2d, ODConv2d, replace
 from wexlib.where import excited
@@ -239,7 +239,6 @@ def train(size: Size, device: torch.device) -> list[dict]:
     rows, (_, flops) = [], operations(network(size, device), device)
     for setting in settings(size, device):
         for way in ("eager", "captured")[: 1 + setting.captured]:
-            cases = steps(size, device, setting, way)
             common = {
                 "device": device.type,
                 "batch": setting.batch,
@@ -247,7 +246,8 @@ def train(size: Size, device: torch.device) -> list[dict]:
                 "precision": "bf16" if setting.bf16 else "float32",
                 "way": way,
             }
-            for row in _rows(interleaved(cases, size.rounds, device), **common):
+            times = interleaved(steps(size, device, setting, way), size.rounds, device)
+            for row in _rows(times, **common):
                 tflops = flops * setting.batch / row["ms"] / 1e9
                 rows.append(row | {"tflops": tflops, "bar": _bar(row, setting)})
     return rows
@@ -295,17 +295,17 @@ def operations(model: nn.Module, device: torch.device) -> tuple[int, int]:
 def launches(size: Size, device: torch.device) -> list[dict]:
     """What a training step launches, counted, without a clock.
 
-    On a GPU its kernels, by the profiler. Elsewhere torch's operations and wexlib's loops, of which
-    a GPU makes a kernel each. ``host`` is what Python launches: all of it, or one graph.
+    On a GPU its kernels, by the profiler, and as ``host`` what Python launches: each, or a graph.
+    Elsewhere torch's operations and, among them, wexlib's loops, of which a GPU makes a kernel.
     """
     rows, setting = [], settings(size, device)[-1]
     for way in ("eager", "captured"):
         for (method, form), step in steps(size, device, setting, way).items():
             if form == "control":
                 continue
-            for _ in range(FIRST_CALLS + 2):
+            for _ in range(WARM):
                 step()
-            kernels, host, loops = _count(step, device)
+            kernels, loops, host = _count(step, device)
             rows.append(
                 {"device": device.type, "way": way, "method": method, "form": form}
                 | {"counted": "kernels" if device.type == "cuda" else "operations and loops"}
@@ -314,23 +314,23 @@ def launches(size: Size, device: torch.device) -> list[dict]:
     return rows
 
 
-def _count(step: Callable[[], None], device: torch.device) -> tuple[int, int, int | None]:
-    """Kernels of a step, launches by Python, and loops among them if they can be told."""
+def _count(step: Callable[[], None], device: torch.device) -> tuple[int, int | None, int | None]:
+    """Kernels of a step, loops among them, launches by Python; None for what cannot be told."""
     if device.type == "cuda":
         kinds = torch.profiler.ProfilerActivity
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
             step()
             torch.cuda.synchronize()
-        events = [(e.device_type, e.name) for e in profile.events()]
         on_gpu = torch.autograd.DeviceType.CUDA
-        kernels = sum(kind == on_gpu and not name.startswith("Mem") for kind, name in events)
-        calls = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync")
-        return kernels, sum(name.startswith(calls) for _, name in events), None
+        others = ("Memcpy", "Memset", "Optimizer.", "ProfilerStep")  # copies and annotations
+        names = [(e.device_type == on_gpu, e.name) for e in profile.events()]
+        kernels = sum(on and not name.startswith(others) for on, name in names)
+        calls = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+        return kernels, None, sum(name.startswith(calls) for on, name in names if not on)
     with Operations() as counted:
         step()
-    total = counted.torchs + counted.loops
-    return total, total, counted.loops
+    return counted.torchs + counted.loops, counted.loops, None
 
 
 def recipe(size: Size, device: torch.device) -> list[dict]:
@@ -547,43 +547,40 @@ def exact(size: Size, device: torch.device) -> list[dict]:
 
     Over the largest number of the tensor, over all shapes and both memory formats.
     """
+    torch.backends.cudnn.allow_tf32 = False  # the nets' convolutions; a run leaves it on
     shapes = SHAPES if size.width == FULL.width else [(8, *shape[1:]) for shape in SHAPES[:3]]
     rows = []
     for method, parts in ALL.items():
-        for dtype, bound in EXACT.items():
-            worst = torch.tensor([_deviation(parts, s, dtype, device) for s in shapes]).amax(0)
-            forward, backward = worst.tolist()
-            rows.append(
-                {
-                    "device": device.type,
-                    "method": method,
-                    "dtype": str(dtype).removeprefix("torch."),
-                }
-                | {"forward": forward, "gradient": backward, "bar": bound, "shapes": len(shapes)}
-            )
+        found = torch.tensor([_deviations(parts, shape, device) for shape in shapes]).amax(0)
+        for (dtype, bar), (forward, gradient) in zip(EXACT.items(), found.tolist(), strict=True):
+            row = {"device": device.type, "method": method, "dtype": str(dtype)[len("torch.") :]}
+            row |= {"forward": forward, "gradient": gradient}
+            rows.append(row | {"bar": bar, "shapes": len(shapes)})
+    torch.backends.cudnn.allow_tf32 = True
     return rows
 
 
-def _deviation(parts, shape: tuple, dtype: torch.dtype, device: torch.device) -> tuple:
-    """Of the excited weight, and of the worst gradient."""
+def _deviations(parts, shape: tuple, device: torch.device) -> list[list[float]]:
+    """For each dtype that of the excited weight, and that of the worst gradient."""
     generator = torch.Generator().manual_seed(0)
     # Numbers that every dtype has.
-    weight = torch.randn(shape, generator=generator).double()
-    upstream = torch.randn(shape, generator=generator).double()
+    weight, upstream = (torch.randn(shape, generator=generator).double() for _ in range(2))
     reference = chain(parts).build(weight.float(), generator=generator).double()
     expected = _differentiated(reference, weight, upstream)
-    module = copy.deepcopy(reference).to(device, dtype)
-    worst = [0.0, 0.0]
-    formats = [torch.contiguous_format, *[torch.channels_last] * (len(shape) == 4)]
-    for order in formats:
-        given = (x.to(device, dtype).contiguous(memory_format=order) for x in (weight, upstream))
-        found = _differentiated(module, *given)
-        errors = [
-            ((a.cpu().double() - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
-            for a, b in zip(found, expected, strict=True)
-        ]
-        worst = [max(worst[0], errors[0]), max(worst[1], *errors[1:])]
-    return tuple(worst)
+    rows = []
+    for dtype in EXACT:
+        module, worst = copy.deepcopy(reference).to(device, dtype), [0.0, 0.0]
+        for order in (torch.contiguous_format, *[torch.channels_last] * (len(shape) == 4)):
+            given = [
+                x.to(device, dtype).contiguous(memory_format=order) for x in (weight, upstream)
+            ]
+            errors = [
+                ((a.cpu().double() - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
+                for a, b in zip(_differentiated(module, *given), expected, strict=True)
+            ]
+            worst = [max(worst[0], errors[0]), max(worst[1], *errors[1:])]
+        rows.append(worst)
+    return rows
 
 
 def _differentiated(module: nn.Module, weight: Tensor, upstream: Tensor) -> list[Tensor]:
@@ -600,7 +597,7 @@ def bits(size: Size, device: torch.device) -> list[dict]:
 
     ``apart``: how many numbers of the model differ.
     """
-    setting, count = settings(size, device)[-1], 12
+    setting, count = settings(size, device)[-1], 12 if size.width == FULL.width else 6
     x, rows = images(setting.batch, device, setting.channels_last), []
     for method, change in {"plain": lambda model: model, **changes("ours")}.items():
         ends = []

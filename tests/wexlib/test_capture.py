@@ -1,9 +1,11 @@
 """CUDA graphs, with a tape in their place: the same operations in the same order and memory."""
 
 import copy
+import gc
 import pickle
 import threading
 import warnings
+import weakref
 from contextlib import contextmanager
 from functools import partial
 
@@ -501,9 +503,11 @@ def in_another_thread(model):
 
 
 def compiled(model):
-    torch._dynamo.reset()
+    if "compiled" not in vars(model):
+        torch._dynamo.reset()
+        vars(model)["compiled"] = torch.compile(model, backend="eager")
     with precompute(model):
-        torch.compile(model, backend="eager")(images()).mean().backward()
+        vars(model)["compiled"](images()).mean().backward()
 
 
 def under_autocast(model):
@@ -590,12 +594,15 @@ def test_accumulation_over_batches():
 def test_a_late_backward_pass_says_so(late):
     model = excite(network(), SE_WS)
     train(model, 3)
+    x = images().requires_grad_()
     with precompute(model):
-        loss = model(images()).square().mean()
+        loss = model(x).square().mean()
     loss.backward(retain_graph=True)
     if late == "new block":
         with precompute(model):
             model(images())
+        with pytest.raises(RuntimeError, match="modified by an inplace"):
+            torch.autograd.grad(loss, x)  # which needs the weights, and no gradient of theirs
     else:
         with torch.no_grad():
             model[1][0].parametrizations.weight.original.mul_(2)
@@ -708,12 +715,152 @@ def test_copies_and_files_of_a_model_hold_no_graph():
 
 
 def test_graphs_go_with_their_model():
-    import gc
-    import weakref
-
     model = excite(network(), SE_WS)
     train(model, 3)
     replayed = weakref.ref(KNOWN[model].replayed)
     del model
     gc.collect()
     assert replayed() is None
+
+
+# --- CUDA itself, by stand-ins for what torch.cuda gives ------------------------------------------
+
+
+class FakeStream:
+    device, device_index = torch.device("cuda", 0), 0
+
+    def __init__(self, said, name):
+        self.said, self.name = said, name
+
+    def wait_stream(self, other):
+        self.said.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self):
+        self.said.append(f"event of {self.name}")
+        return f"event of {self.name}"
+
+    def wait_event(self, event):
+        self.said.append(f"{self.name} waits for the {event}")
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """What is asked of ``torch.cuda``, in order; ``cuda.fail`` is raised at the capture's end."""
+
+    class Said(list):
+        fail = None
+
+    said, mode = Said(), [0]
+    main = FakeStream(said, "main")
+    current = [main]
+
+    @contextmanager
+    def stream(of):
+        current.append(of)
+        try:
+            yield
+        finally:
+            current.pop()
+
+    @contextmanager
+    def graph(graph, pool, stream, capture_error_mode):
+        said.append(f"capture on {stream.name} into {pool}, {capture_error_mode}")
+        yield
+        if said.fail:
+            raise said.fail
+
+    class CUDAGraph:
+        def replay(self):
+            said.append("replay")
+
+    class Generator:
+        def clone_state(self):
+            return "a copy"
+
+        def graphsafe_set_state(self, state):
+            said.append(f"generator is {state}")
+
+    fakes = {
+        "Stream": lambda device: FakeStream(said, "side"),
+        "current_stream": lambda device=None: current[-1],
+        "stream": stream,
+        "graph": graph,
+        "CUDAGraph": CUDAGraph,
+        "graph_pool_handle": lambda: "a pool",
+        "get_sync_debug_mode": lambda: mode[0],
+        "set_sync_debug_mode": lambda new: mode.append(new) or mode.__setitem__(0, new),
+        "default_generators": [Generator()],
+        "is_current_stream_capturing": lambda: False,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    end = "_cuda_endAllocateToPool"
+    monkeypatch.setattr(torch._C, end, lambda *of: said.append(f"end {of}"), raising=False)
+    said.stream = lambda: current[-1].name
+    said.mode = mode
+    return said
+
+
+def test_a_call_runs_on_the_stream_of_the_capture_and_is_watched(cuda):
+    graph = capture.Graph(torch.device("cuda", 0))
+
+    def function():
+        cuda.append(f"function on {cuda.stream()}, {cuda.mode[0]}")
+        if not graph.looked:
+            warnings.warn("called a synchronizing CUDA operation (at somewhere)", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+        return 3
+
+    for looked in (True, False):
+        cuda.clear()
+        with pytest.warns(UserWarning, match="^another$") as said:
+            assert graph.call(function) == 3
+        assert len(said) == 1 and graph.looked is looked and cuda.mode[0] == 0
+        order = ["side waits for main", "function on side, warn", "main waits for side"]
+        assert cuda == order and cuda.stream() == "main"
+
+
+def test_a_record_is_replayed_and_the_second_shares_stream_and_memory(cuda):
+    first = capture.Graph(torch.device("cuda", 0))
+    second = capture.Graph(torch.device("cuda", 0), first)
+    assert second.stream is first.stream and not first.capturing()
+    gc.enable()
+    for graph in (first, second):
+        cuda.clear()
+        assert graph.record(lambda: gc.isenabled()) is False
+        graph.replay()
+        assert cuda == ["capture on side into a pool, thread_local", "replay"]
+    assert gc.isenabled()
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(cuda):
+    cuda.fail = RuntimeError("operation failed due to a previous error during capture")
+    graph = capture.Graph(torch.device("cuda", 0))
+    with pytest.raises(RuntimeError, match="previous error"):
+        graph.record(lambda: None)
+    assert cuda[1:] == ["end (0, 'a pool')", "generator is a copy"]
+    assert gc.isenabled() and cuda.stream() == "main"
+    assert not capture._CAPTURE.locked()
+
+
+def test_a_value_computed_beside_is_waited_for_and_joined(cuda):
+    capture._stream.cache_clear()
+    beside = capture.Beside(torch.device("cuda", 0))
+
+    class Value:
+        device = torch.device("cuda", 0)
+
+        def record_stream(self, stream):
+            cuda.append(f"used on {stream.name}")
+
+    value, done = beside.compute(Value)
+    beside.wait(value, done)
+    beside.join()
+    assert cuda == [
+        "side waits for main",
+        "event of side",
+        "main waits for the event of side",
+        "used on main",
+        "main waits for side",
+    ]
+    capture._stream.cache_clear()

@@ -49,6 +49,10 @@ class Beside:
         self.main.wait_stream(self.stream)
 
 
+#: Torch captures one at a time.
+_CAPTURE = threading.Lock()
+
+
 class Graph:
     """One function as a CUDA graph.
 
@@ -96,6 +100,7 @@ class Graph:
             # Of this thread: others may load data meanwhile.
             mode = {"capture_error_mode": "thread_local"}
             with (
+                _CAPTURE,
                 torch.cuda.stream(self.stream),
                 torch.cuda.graph(graph, self.pool, self.stream, **mode),
             ):
@@ -114,7 +119,7 @@ class Graph:
         """After a capture that failed: allocator and generator as outside of one."""
         try:
             torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
-        except RuntimeError:
+        except (AttributeError, RuntimeError):
             pass  # torch did it
         generator = torch.cuda.default_generators[self.stream.device_index]
         generator.graphsafe_set_state(generator.clone_state())
@@ -168,7 +173,8 @@ class Captured:
     warning, and runs as it is from then on. Copies and pickles hold the function alone.
 
     Args:
-        function: of tensors on one device, and of what can be hashed.
+        function: of tensors on one device, none of which requires a gradient, and of what can be
+            hashed.
     """
 
     def __init__(self, function: Callable):
@@ -178,7 +184,8 @@ class Captured:
 
     def __call__(self, *args: object) -> object:
         given = [x for x in args if isinstance(x, Tensor)]
-        if self._refused or not given or given[0].device.type not in GRAPHS:
+        fits = given and given[0].device.type in GRAPHS and not any(x.requires_grad for x in given)
+        if self._refused or not fits:
             return self.function(*args)
         form = _form(args)
         if form == self._form:
@@ -229,7 +236,7 @@ def _form(args: tuple) -> tuple:
     tensors = [x for x in args if isinstance(x, Tensor)]
     return (
         *(x if not isinstance(x, Tensor) else None for x in args),
-        *((x.shape, x.dtype, x.stride(), x.requires_grad, x.device) for x in tensors),
+        *((x.shape, x.dtype, x.stride(), x.device) for x in tensors),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         tensors[0].device,
