@@ -104,6 +104,6 @@ lock: | $(UV)
 
 # Only what Git ignores, and only in these folders. DVC's cache stays: it may hold days of training.
 clean:
-	git clean -dfX -- $(VENV) build $(addprefix data/,$(SCALES)) models playground reports results \
+	git clean -dfX -- $(VENV) build $(addprefix data/,$(SCALES) playground) models playground reports results \
 		scales wexlib study tests notebooks
 	@echo "kept: .dvc/cache, from which dvc restores the results of finished runs"

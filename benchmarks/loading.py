@@ -64,8 +64,7 @@ def loading(size: Size, device: torch.device) -> list[dict]:
     from torchvision import datasets, models
     from torchvision.transforms import v2
 
-    full = size is FULL
-    count, batch = (256, 32) if full else (16, 8)
+    count, batch = (128, 16) if size is FULL else (16, 8)
     workers = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -100,7 +99,7 @@ def loading(size: Size, device: torch.device) -> list[dict]:
                 images.to(device), labels.to(device)
                 held[loader] = max(held[loader], _megabytes())
 
-        rounds = min(size.rounds, 5)  # a round is an epoch
+        rounds = min(size.rounds, 3)  # a round is an epoch
         cases = {loader: lambda loader=loader: read(loader) for loader in loaders}
         times = interleaved(cases, rounds, device)
     model = models.resnet18().to(device)

@@ -151,6 +151,9 @@ class _Every(nn.Module):
 
 
 def _computed(tensors: Iterable[ExcitedTensor]) -> list[Tensor]:
-    found = together([tensor[0] for tensor in tensors], [tensor.original for tensor in tensors])
-    pairs = zip(tensors, found, strict=True)
-    return [tensor() if value is None else value for tensor, value in pairs]
+    """In few launches, but for those that have to be called."""
+    tensors = list(tensors)
+    excited = together([t[0] for t in tensors], [t.original for t in tensors])
+    hooked = [any(map(vars(t).get, HOOKS)) for t in tensors]
+    each = zip(tensors, excited, hooked, strict=True)
+    return [t() if called or x is None else x for t, x, called in each]

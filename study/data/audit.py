@@ -62,7 +62,7 @@ def occurrences(data: Data, split: str) -> tuple[np.ndarray | None, int | None]:
     if targets.ndim == 1:
         return np.bincount(known, minlength=data.classes), strange
     present = [np.bincount(np.unique(mask), minlength=256)[: data.classes] for mask in targets]
-    return np.sum(present, axis=0), strange
+    return np.zeros(data.classes, np.int64) + sum(present), strange
 
 
 def constant(images: np.ndarray) -> int:

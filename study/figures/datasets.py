@@ -63,7 +63,8 @@ def samples(data: Data, title: str, *, rows: int = 6) -> Figure:
         if k < len(found[label]):
             _picture(axes, examples(data, "train", found[label][k : k + 1])[0][0])
         if many or i < columns:
-            axes.set_title(names[label].replace("_", " "), fontsize=6, pad=2)
+            name = names[label].replace("_", " ")
+            axes.set_title(name if len(name) <= 14 else f"{name[:13]}…", fontsize=6, pad=2)
     figure.supxlabel("one image a class" if many else "one column a class", fontsize="small")
     return figure
 
@@ -83,14 +84,14 @@ def scenes(images: np.ndarray, masks: np.ndarray, names: Sequence[str], title: s
         column[1].imshow(painted, interpolation="nearest")
     grid[0, 0].set_ylabel("image")
     grid[1, 0].set_ylabel("mask")
-    labels = [0, *present, *[IGNORED] * bool((masks == IGNORED).any())]
+    labels = {c: names[c] for c in (0, *present)}
+    if (masks == IGNORED).any():
+        labels[IGNORED] = "ignored"
+    letters = 5 + max(map(len, labels.values()))
     figure.legend(
-        handles=[
-            Patch(facecolor=colours[c], label="ignored" if c == IGNORED else names[c])
-            for c in labels
-        ],
+        handles=[Patch(facecolor=colours[c], label=name) for c, name in labels.items()],
         loc="outside lower center",
-        ncols=min(len(labels), 11),
+        ncols=max(1, int(16 * figure.get_figwidth() / letters)),
         handlelength=0.8,
         columnspacing=0.8,
         fontsize="x-small",
@@ -145,6 +146,8 @@ def equal_images(frame: pd.DataFrame, title: str) -> Figure:
         cmap="crest",
         cbar=False,
         mask=frame.to_numpy() == 0,
+        vmin=0,
+        vmax=max(1, frame.to_numpy().max(initial=0)),
         linewidths=0.5,
         square=True,
         ax=axes,

@@ -17,6 +17,8 @@ SMALL = {
     "resnext29": {"width": 4, "cardinality": 2},
     "resnet18": {"width": 4},
     "resnet18_imagenet": {"width": 4},
+    "resnet18_3d": {"width": 4},
+    "fcn": {"width": 4},
     "mixer": {"dim": 16, "depth": 2},
     "vit": {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16},
 }
@@ -84,9 +86,10 @@ def test_magnitude_adds_no_parameter_to_the_mixer():
 def test_every_model_trains_on_every_embedded_image_size(name, size):
     torch.manual_seed(0)
     model = build(name, classes=7, image_size=size, **SMALL[name])
-    scores = model(torch.randn(2, 3, *size))
-    assert scores.shape == (2, 7)
-    F.cross_entropy(scores, torch.tensor([1, 3])).backward()
+    clips, places = ((4,) if name == "resnet18_3d" else ()), size if name == "fcn" else ()
+    scores = model(torch.randn(2, 3, *clips, *size))
+    assert scores.shape == (2, 7, *places)
+    F.cross_entropy(scores, torch.randint(7, (2, *places))).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -294,3 +297,29 @@ def test_torchvision_is_imported_only_by_the_models_that_need_it():
         "m.build('resnet18', classes=2, width=2); assert 'torchvision' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_segmentation_network_scores_every_pixel():
+    with torch.device("meta"):
+        for pool, stride in ((True, 8), (False, 4)):
+            model = build("fcn", classes=21, width=8, pool=pool)
+            assert model(torch.zeros(2, 3, 40, 56)).shape == (2, 21, 40, 56)
+            seen = model.backbone(torch.zeros(2, 3, 40, 56))["out"]
+            assert seen.shape == (2, 64, 40 // stride, 56 // stride)
+        theirs = build("fcn_resnet50", classes=21)
+        assert theirs(torch.zeros(1, 3, 64, 64))["out"].shape == (1, 21, 64, 64)
+
+
+def test_clips_are_seen_by_three_dimensional_convolutions():
+    from torchvision.models.video import r3d_18
+
+    with torch.device("meta"):
+        model, theirs = build("resnet18_3d", classes=400), r3d_18(num_classes=400)
+        assert not [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+        assert model(torch.zeros(2, 3, 8, 48, 48)).shape == (2, 400)
+
+    def shapes(model):
+        found = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Conv3d)]
+        return found, sum(p.numel() for p in model.parameters())
+
+    assert shapes(model) == shapes(theirs)

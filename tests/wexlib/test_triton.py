@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from methods import METHODS, deviation
+from tape import Tape
 from torch import nn
 
-from wexlib import CBAM, SE, Location, Magnitude, Standardize, excite, ops
-from wexlib.control import pause
+from wexlib import CBAM, SE, Location, Magnitude, Standardize, control, excite, ops, pause
 from wexlib.layer import tensors_of
+from wexlib.lending import lend
 from wexlib.models import resnet18
-from wexlib.ops import fused
+from wexlib.ops import capture, fused
 from wexlib.parametrization import chain
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -120,6 +121,8 @@ def check(name, shape, launched):
         formats = [weight]
         if weight.dim() in FORMATS:
             formats.append(weight.to(memory_format=FORMATS[weight.dim()]))
+        if dtype == torch.float32:
+            formats = formats[-1:]  # the interpreter is slow
         found = [deviation(METHODS[name], weight) for weight in formats]
         forward, backward = map(max, zip(*found, strict=True))
         print(f"{name}, {shape}, {dtype}: {forward:.1e} {backward:.1e}, {sorted(set(launched))}")
@@ -179,8 +182,8 @@ def test_a_weight_that_nothing_asks_for_has_no_gradient(groups):
     modules = built([WS, Location(SE())], weights)
     first, _ = ops.together(modules, weights)
     first.sum().backward()
-    assert weights[0].grad.any() and not weights[1].grad.any()
-    assert not modules[1].location.fc1.weight.grad.any()
+    assert weights[0].grad.any() and modules[0].location.fc1.weight.grad is not None
+    assert weights[1].grad is modules[1].location.fc1.weight.grad is None
 
 
 @by_interpreter
@@ -220,6 +223,28 @@ def test_a_constant_filter_and_one_that_is_no_number(excitation, groups, by_form
 
     for one, other in zip(found(), by_formulas(found), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@by_interpreter
+def test_a_captured_step_computes_the_weights_of_a_shape_in_one_launch(groups, monkeypatch):
+    monkeypatch.setitem(capture.GRAPHS, "cpu", Tape)
+    monkeypatch.setitem(control.LENDERS, "cpu", lend)
+    monkeypatch.setattr(capture.WHOLE, "within", True)
+    layers = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.Conv2d(3, 2, 1)
+    model = excite(nn.Sequential(*layers), [WS, Location(SE())])
+
+    def found():
+        groups.clear()
+        with control.precompute(model):
+            return [layer.weight for layer in model]
+
+    alone = [layer.weight for layer in model]
+    assert all(map(torch.equal, found(), alone)) and groups == ["excite"] * 2
+    called = []
+    model[0].parametrizations.weight[0].location.register_forward_hook(lambda *_: called.append(1))
+    for one, other in zip(found(), alone, strict=True):
+        torch.testing.assert_close(one, other)
+    assert called == [1] and len(groups) > 2
 
 
 #: Launches of a step of ResNet-18, forward and backward: with one layer after another by the

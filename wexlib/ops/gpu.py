@@ -11,6 +11,7 @@ import triton
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call
+from torch.nn.modules.module import _has_any_global_hook
 
 from wexlib.attention import CBAM, SE
 from wexlib.excitation import Location, Standardize
@@ -96,11 +97,9 @@ def _nets(part: Parametrization) -> tuple[str, ...]:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return any(
-        value
-        for name, value in vars(module).items()
-        if name.endswith("_hooks") and "state_dict" not in name
-    )
+    """Whether something is to be called with it."""
+    hooks = (n for n in vars(module) if n.endswith(("forward_hooks", "forward_pre_hooks")))
+    return any(vars(module)[name] for name in (*hooks, "_backward_hooks", "_backward_pre_hooks"))
 
 
 def steps(module: Parametrization, weight: Tensor) -> list[Step] | None:
@@ -124,7 +123,8 @@ def steps(module: Parametrization, weight: Tensor) -> list[Step] | None:
         found.append(Step(True, None))
     tensors = [x for step in found for x in step.tensors(weight.dtype)]
     ready = fused.fits(weight, *tensors) and all(x.is_contiguous() for x in tensors)
-    return found if ready and not any(map(_hooked, module.modules())) else None
+    called = _has_any_global_hook() or any(map(_hooked, module.modules()))
+    return found if ready and not called else None
 
 
 def _is_net(part: Parametrization) -> bool:
@@ -177,9 +177,22 @@ def together(modules: Sequence[Parametrization], weights: Sequence[Tensor]) -> l
     return results
 
 
-@lru_cache(maxsize=256)
-def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+#: The tables that CUDA graphs read, for as long as these may be replayed.
+KEPT: set[Tensor] = set()
+
+
+@lru_cache(maxsize=4096)
+def _made(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return torch.tensor(list(zip(*rows, strict=True)), device=device)
+
+
+def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """On the device. Addresses count from one another, so that it is made once for a model: its
+    parameters stay where they are."""
+    table = _made(rows, device)
+    if table.is_cuda and torch.cuda.is_current_stream_capturing():
+        KEPT.add(table)
+    return table
 
 
 def _up(size: int) -> int:
@@ -299,8 +312,10 @@ class Group(Function):
             launch(kernel, layout.filters, *reads, d_w, slopes, count, **constants)
             found = [_part(d_w, *part) for part in zip(layout.results, weights, strict=False)]
             found += _of_nets(ctx, layout, record, slopes)
-        wanted = zip(found, ctx.needs_input_grad[1:], strict=True)
-        return None, *(x if want else None for x, want in wanted)
+        asked = [g is not None for g in upstream]
+        asked += [one for one in asked for _ in layout.own[0]] if layout.own else []
+        wanted = zip(found, ctx.needs_input_grad[1:], asked, strict=True)
+        return None, *(x if want and one else None for x, want, one in wanted)
 
 
 def _gathered(upstream: tuple, weights: list[Tensor], layout: Layout) -> Tensor:
