@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from study.data import disk
-from study.files import digest
+from study.files import PLAYGROUND, digest
 from wexlib.names import choose
 
 SPLITS = ("train", "validation", "test")
@@ -82,6 +82,8 @@ def load(folder: str | Path) -> Data:
     """
     folder = Path(folder)
     stage = f"data@{folder.parent.name}-{folder.name}"
+    if folder.name == PLAYGROUND:
+        stage = "data"
     advice = f"run dvc checkout --force {folder}, or dvc repro --force --single-item {stage}"
     path = folder / "meta.json"
     try:

@@ -174,8 +174,10 @@ def loaders(data: Data, plan: dict, seed: int, on: torch.device) -> dict:
         "channels_last": plan["train"]["channels_last"],
         "part": rank_and_world(),
     }
+    # Of maps and clips so many would not fit.
+    batch = EVALUATION_BATCH if data.task == "classification" else plan["train"]["batch"]
     splits = {
-        name: loader(data, name, batch_size=EVALUATION_BATCH, **common)
+        name: loader(data, name, batch_size=batch, **common)
         for name in ("validation", "test")
         if data.count(name)
     }
@@ -310,7 +312,7 @@ def _training_step(run: Run, plan: dict, sums: Sums) -> Callable[[Tensor, Tensor
     def losses(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimized, and what the epoch's sum gets."""
         if world == 1:
-            loss = cross_entropy(scores, targets)
+            loss = cross_entropy(scores, targets, "mean" if len(targets) else "sum")
             return loss, loss.detach() * len(targets)
         counted = sums.task.count(scores.detach(), targets).sum()
         whole = torch.stack([counted, torch.full_like(counted, len(targets))])

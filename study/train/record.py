@@ -56,6 +56,8 @@ class Files:
         return cls(own / f"{name}.json", *notes, models / f"{name}.safetensors")
 
 
+#: What a result repeats of its plan.
+CONFIG = ("model", "model_options", "pretrained", "we", "recipe", "train", "processes", "code")
 #: What a run is made of, for git to say whether it was committed.
 CODE = ("notebooks", "study", "wexlib")
 
@@ -131,7 +133,7 @@ def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
         "data": plan["data"]
         | {"classes": data.classes, "image_size": list(data.image_size)}
         | {split: data.count(split) for split in ("train", "validation", "test")},
-        "config": {k: plan[k] for k in ("model", "model_options", "we", "recipe", "train", "code")},
+        "config": {key: plan[key] for key in CONFIG},
         "parameters": sum(p.numel() for p in model.parameters()),
         "seeds": seeds,
         "metric": NAMES[metric],

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: The target of a pixel that belongs to no class: PASCAL VOC's borders of objects.
-IGNORED = 255
+from study.data.loader import IGNORED
 
 
 @dataclass(frozen=True)
