@@ -102,12 +102,10 @@ def test_shares_of_machines_with_one_remote(planned, tmp_path):
         shell(f"dvc pull -q --allow-missing && {each}", machine)
         assert "Running stage" in shell(share, machine)
         shell(end, machine)
-    # As `make` goes on: the plan, the data, the runs.
-    shares = (
-        f"{each.partition('#')[0]} && dvc repro --single-item {OWN}:run-cifar10 {OWN}:run-cinic10"
-    )
-    assert "make SCALE=gpu" in rest
-    output = shell(rest.replace("make SCALE=gpu", shares), machines[2])
+    assert rest.startswith(f"dvc repro --pull {OWN} ")
+    shell(each, machines[2])
+    shares = f"{OWN}:run-cifar10 {OWN}:run-cinic10"
+    output = shell(rest.replace(OWN, f"--single-item {shares}"), machines[2])
     assert f"Running stage '{OWN}:run-" not in output
     made = {path.stem for path in (machines[2] / "results/smoke").glob("*.json")}
     assert made == {run for run in RUNS if run.startswith(("mixer10", "resnet18"))}
