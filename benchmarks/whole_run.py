@@ -32,7 +32,7 @@ from benchmarks.measure import interleaved, multiplications, quartiles
 from study.data.loader import Data, Loader
 from study.files import root
 from study.train import memory
-from study.train.loop import evaluate
+from study.train.loop import Evaluation
 from wexlib.related import DynamicConv2d, replace
 
 MEAN, SD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -149,6 +149,8 @@ def _epoch(
     optimizer = optimizer_of(model)
     # What the loss reaches other than through an excited weight.
     others = [p for name, p in model.named_parameters() if "parametrizations" not in name]
+    plan = {"train": {"precision": "float32"}, "data": {"task": "classification"}}
+    evaluation = Evaluation(model, plan, classes=10)
     seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -183,7 +185,7 @@ def _epoch(
             with timed("optimizer"):
                 optimizer.step()
         with timed("evaluation"):
-            evaluate(model, splits["test"], {"precision": "float32"})
+            evaluation(splits["test"])
     return dict(seconds)
 
 

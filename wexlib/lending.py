@@ -123,18 +123,22 @@ def _all_that_counts(tensors: list[ExcitedTensor]) -> list | None:
 def _capture(tensors: list[ExcitedTensor]) -> Replayed | None:
     """Their graphs; None for tensors of several devices or dtypes, or nets that keep a state."""
     every = _Every(tensors)
-    parameters, named = (
-        list(every.parameters()),
-        dict(every.named_parameters(remove_duplicate=False)),
-    )
+    parameters = list(every.parameters())
     state = any(name != "strength" for m in below(every) for name in m._buffers)
     if state or len({(p.device, p.dtype) for p in parameters}) > 1:
         return None
     at = {id(p): i for i, p in enumerate(parameters)}
-    places = {name: at[id(p)] for name, p in named.items()}
+    # Each place once: a shared net's has many names, and would be put back wrongly.
+    places = {
+        f"{path}.{name}": at[id(p)]
+        for path, module in every.named_modules()
+        for name, p in module._parameters.items()
+        if p is not None
+    }
 
     def compute(given: list[Tensor]) -> list[Tensor]:
-        return functional_call(every, {name: given[i] for name, i in places.items()}, ())
+        own = {name: given[i] for name, i in places.items()}
+        return functional_call(every, own, (), tie_weights=False)
 
     return Replayed(compute, parameters)
 

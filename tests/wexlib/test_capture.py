@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wexlib import (
     SE,
+    Global,
     Location,
     Magnitude,
     Standardize,
@@ -323,6 +324,8 @@ def replace(model, how):
             stored.data.copy_(new)
         elif how == "parameter":
             tensor.original = nn.Parameter(new)
+        elif how == "parameter, same memory":
+            tensor.original = nn.Parameter(stored.detach())
         elif how == "net":
             net = next(m for m in tensor.modules() if isinstance(m, nn.Linear | nn.Conv2d))
             net.weight = nn.Parameter(0.5 * net.weight.detach())
@@ -361,6 +364,7 @@ CHANGES = {
     "data": partial(replace, how="data"),
     "in place, unseen": partial(replace, how="in place, unseen"),
     "another parameter": partial(replace, how="parameter"),
+    "another parameter in its memory": partial(replace, how="parameter, same memory"),
     "another net": partial(replace, how="net"),
     "reset": reset,
     "all frozen": freeze,
@@ -581,6 +585,18 @@ def test_whatever_a_loop_does_is_the_same(way, monkeypatch):
 
     close = partial(torch.allclose, rtol=1e-9, atol=1e-12)
     compared(script, partial(network, EXCITATIONS["chain"]), least=4, equal=close)
+
+
+def test_a_shared_net_learns_of_the_layers_that_were_used():
+    def script(model):
+        train(model, 4)
+        model.zero_grad(set_to_none=True)
+        with precompute(model):
+            model[1](model[0](images())).mean().backward()
+        assert all(isinstance(p, nn.Parameter) for p in model.parameters())
+        return [*results(model), *train(model, 1)]
+
+    compared(script, lambda: excite(network(), Global(), shared=True), least=2 * 4)
 
 
 def test_accumulation_over_batches():
