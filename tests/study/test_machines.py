@@ -70,7 +70,7 @@ def test_jobs_of_a_cluster(planned, tmp_path):
     shell("sed -i 's/epochs: 2,/epochs: 100,/' scales/smoke/scale.yaml", folder)
     command = CLUSTER.replace("submit gpu", f"submit smoke {' '.join(runs)}")
     assert command != CLUSTER
-    shell(f"{command} > said", folder)  # a pipe would be the jobs' too, and open to their end
+    shell(f"{command} > said 2>&1", folder)  # a pipe would be the jobs' too, and open to their end
     output = (folder / "said").read_text()
     assert "2 jobs from" in output and "`make SCALE=smoke` writes tables" in output
     jobs = folder / "build/jobs"
@@ -79,7 +79,7 @@ def test_jobs_of_a_cluster(planned, tmp_path):
     [job] = psutil.Process(int(pid)).children()
     job.send_signal(signal.SIGUSR2)
     assert within(300, lambda: len(list(jobs.glob("*/*_result.pkl"))) == 2)
-    assert "Requeued job" in next(jobs.glob(f"{pid}/*.err")).read_text()
+    assert "Requeued job" in next(jobs.glob(f"{pid}/*.out")).read_text()
     stages = [f"{OWN}:run-cifar10@{runs[0]}", f"{OWN}:run-cinic10@{runs[1]}"]
     assert "Running stage" not in shell(f"dvc repro --single-item {' '.join(stages)}", folder)
     resumed = result(folder, runs[0])
