@@ -74,11 +74,11 @@ def test_jobs_of_a_cluster(planned, tmp_path):
     output = (folder / "said").read_text()
     assert "2 jobs from" in output and "`make SCALE=smoke` writes tables" in output
     jobs = folder / "build/jobs"
-    assert within(300, lambda: list(folder.glob("build/unfinished/smoke/mixer10-mwe*/0.pt")))
+    assert within(900, lambda: list(folder.glob("build/unfinished/smoke/mixer10-mwe*/0.pt")))
     [pid] = (path.parent.name for path in jobs.glob("*/*.out") if "mixer10" in path.read_text())
     [job] = psutil.Process(int(pid)).children()
     job.send_signal(signal.SIGUSR2)
-    assert within(300, lambda: len(list(jobs.glob("*/*_result.pkl"))) == 2)
+    assert within(900, lambda: len(list(jobs.glob("*/*_result.pkl"))) == 2)
     assert "Requeued job" in next(jobs.glob(f"{pid}/*.out")).read_text()
     stages = [f"{OWN}:run-cifar10@{runs[0]}", f"{OWN}:run-cinic10@{runs[1]}"]
     assert "Running stage" not in shell(f"dvc repro --single-item {' '.join(stages)}", folder)
