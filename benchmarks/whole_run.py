@@ -249,7 +249,7 @@ def start(size: Size, device: torch.device) -> list[dict]:
         for name in ("wexlib", "study", "scales", "notebooks"):
             shutil.copytree(root() / name, Path(folder) / name)
         _python(["-m", "study.cli", "plan", "smoke"], folder)
-        _python(["-m", "study.cli", "data", "smoke", "cifar100"], folder)
+        _python(["-m", "study.cli", "data", "smoke/cifar100"], folder)
         for what, words in STARTS.items():
             times = []
             for _ in range(rounds):
