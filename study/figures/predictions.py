@@ -7,9 +7,19 @@ from matplotlib.figure import Figure
 
 from study.data.loader import examples, load, loader
 from study.figures import datasets
+from study.figures.chapter import Chapter
 from study.files import root
 from wexlib import checkpoint
 from wexlib.control import precompute
+
+
+def show_predictions(chapter: Chapter, role: str, run: str) -> None:
+    """Show a chapter's figures of a run's :func:`predictions`, or say what they need."""
+    try:
+        for name, figure in predictions(chapter.scale, role, run):
+            chapter.show(figure, name)
+    except (FileNotFoundError, ValueError):
+        print(f"This figure needs the network of {run} and its data at scale {chapter.scale}.")
 
 
 def predictions(scale: str, role: str, run: str, count: int = 8) -> Iterator[tuple[str, Figure]]:
