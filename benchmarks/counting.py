@@ -27,7 +27,19 @@ def _bytes(tensor: Tensor) -> int:
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
-class Traffic(TorchDispatchMode):
+class _WithLoops(TorchDispatchMode):
+    """Sees the loops of :mod:`wexlib.ops.fused` too, by ``_loop``, which goes on to ``_run``."""
+
+    def __enter__(self):
+        self._run, fused.run = fused.run, self._loop
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        fused.run = self._run
+        return super().__exit__(*error)
+
+
+class Traffic(_WithLoops):
     """Counts the bytes that operations read and write, in ``bytes``.
 
     Each operation, or loop of :mod:`wexlib.ops.fused`, reads its tensors once and writes its
@@ -39,14 +51,6 @@ class Traffic(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.bytes = 0
-
-    def __enter__(self):
-        self._run, fused.run = fused.run, self._loop
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        fused.run = self._run
-        return super().__exit__(*error)
 
     def _loop(self, name: str, weight: Tensor, reads: tuple, writes: tuple) -> None:
         self.bytes += sum(_bytes(t) for t in (*reads, *writes) if t is not None)
@@ -84,7 +88,7 @@ def _named(func, args: tuple, kwargs: dict) -> Iterator[tuple]:
     return pairs + [(a, kwargs[a.name]) for a in arguments[len(args) :] if a.name in kwargs]
 
 
-class Operations(TorchDispatchMode):
+class Operations(_WithLoops):
     """Counts the operations that compute, in ``torchs``, and the loops of wexlib, in ``loops``.
 
     On a GPU an operation of torch's is a kernel, seldom more, and a loop is one of Triton's.
@@ -93,14 +97,6 @@ class Operations(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.torchs = self.loops = 0
-
-    def __enter__(self):
-        self._run, fused.run = fused.run, self._loop
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        fused.run = self._run
-        return super().__exit__(*error)
 
     def _loop(self, *given) -> None:
         self.loops += 1
