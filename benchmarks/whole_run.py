@@ -32,7 +32,7 @@ from benchmarks.measure import interleaved, multiplications, quartiles
 from study.data.loader import Data, Loader
 from study.files import root
 from study.train import memory
-from study.train.loop import Evaluation
+from study.train.evaluation import Evaluation
 from wexlib.related import DynamicConv2d, replace
 
 MEAN, SD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -50,7 +50,7 @@ def data(name: str) -> None:
         write_json(folder / "meta.json", {"missing": spec["missing"]})
         print(f"{name}: {spec['missing']}")
         return
-    sizes = {key: spec[key] for key in ("train", "validation", "test")}
+    sizes = {key: spec.get(key) for key in ("size", "train", "validation", "test")}
     prepare(spec["dataset"], folder, **sizes)
 
 

@@ -44,7 +44,8 @@ from study.plan import SCALES, code, config
 from study.results import claims, tables
 from study.results.files import Results
 from study.train import live, record
-from study.train.loop import Run, fit, start
+from study.train.loop import fit, start
+from study.train.state import Run
 from wexlib import load
 
 LOST = "LOST"

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from wexlib.names import compare, note
 from wexlib.ops.capture import capturing
-from wexlib.ops.cpu import recorded
+from wexlib.ops.loops import recorded
 from wexlib.parametrization import Parametrization
 
 

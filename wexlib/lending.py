@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from wexlib.layer import LENT, ExcitedTensor, below
 from wexlib.ops import together
 from wexlib.ops.capture import GRAPHS, WHOLE, Replayed, capturing, reason
-from wexlib.ops.cpu import recorded
+from wexlib.ops.loops import recorded
 from wexlib.parametrization import Parametrization, Switched
 
 #: These compute the same in training and in evaluation.

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from wexlib.attention import Attention
 from wexlib.names import spell
 from wexlib.ops import together
-from wexlib.ops.cpu import recorded
 from wexlib.ops.deferred import DeferredWeight
+from wexlib.ops.loops import recorded
 
 Made = TypeVar("Made")
 

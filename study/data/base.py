@@ -4,7 +4,7 @@ Nothing here depends on a library's random functions: every draw is taken from t
 so a dataset and its seed give the same bytes on every machine.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,6 +98,42 @@ def from_arrays(
         pad=pad,
         flip=flip,
         **more | kept,
+    )
+
+
+def reduced(source: Source, size: int) -> Source:
+    """A source whose images have ``size`` pixels a side: means of squares of its own pixels,
+    rounded half up.
+
+    Raises:
+        ValueError: it has no labelled, square images in memory, or a side that ``size`` does not
+            divide.
+    """
+    side = source.train[0].shape[-1]
+    if (
+        source.stream
+        or source.task != "classification"
+        or source.train[0].shape[-2:] != (side,) * 2
+    ):
+        raise ValueError("size is for square images with labels, in memory: leave it out")
+    if not 1 <= size <= side or side % size:
+        raise ValueError(f"expected a size that divides {side} pixels, got {size}")
+    k = side // size
+
+    def means(split: Split | None) -> Split | None:
+        if split is None:
+            return None
+        images = split[0].reshape(*split[0].shape[:2], size, k, size, k)
+        total = images.sum((3, 5), dtype=np.uint32)
+        return ((2 * total + k * k) // (2 * k * k)).astype(np.uint8), split[1]
+
+    return replace(
+        source,
+        train=means(source.train),
+        validation=means(source.validation),
+        test=means(source.test),
+        about=f"{source.about} Reduced to {size}×{size}, each pixel the mean of {k}×{k}.",
+        pad=-(-source.pad // k),
     )
 
 

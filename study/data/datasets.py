@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from study.data.base import Source, stratified
+from study.data.base import Source, reduced, stratified
 from study.data.disk import write_manifest
 from study.data.sources import find
 from study.files import digest
@@ -22,6 +22,7 @@ def prepare(
     dataset: str,
     folder: str | Path,
     *,
+    size: int | None = None,
     train: int | None = None,
     validation: int | None = 0,
     test: int | None = None,
@@ -34,18 +35,22 @@ def prepare(
 
     Validation is taken from the dataset's own validation split, or cut from the training images
     where it has none, each class in proportion; ``train`` and ``test`` limit the others to such a
-    subset of so many. ``None`` takes all that is left; of validation, all of its own.
+    subset of so many. ``None`` takes all that is left; of validation, all of its own. With ``size``
+    the images are reduced to so many pixels a side (:func:`study.data.base.reduced`).
 
     Args:
         dataset: what :func:`study.data.sources.find` takes.
 
     Raises:
-        ValueError: an unknown dataset, more images than there are, fewer than its publisher counts
-            where all are asked for, or a file that is broken or not the original.
+        ValueError: an unknown dataset, a size that does not divide its own, more images than there
+            are, fewer than its publisher counts where all are asked for, or a file that is broken
+            or not the original.
         FileNotFoundError: the dataset, or a file of it, is not in the folder of ``WEXLIB_DATA``.
         ConnectionError: the dataset cannot be downloaded.
     """
     source = find(dataset)(seed)
+    if size:
+        source = reduced(source, size)
     parts = {"train": source.train, "validation": source.validation or source.train}
     parts["test"] = source.test
     total = {split: len(targets) for split, (_, targets) in parts.items()}

@@ -132,14 +132,6 @@ def generator_of(seed: int, *numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def shares(count: int, batch_size: int, first: int, part: tuple[int, int]) -> Iterator[slice]:
-    """The rows of each batch, from the batch ``first`` on, that belong to ``part``."""
-    rank, world = part
-    for start in range(first * batch_size, count, batch_size):
-        rows = min(batch_size, count - start)
-        yield slice(start + rows * rank // world, start + rows * (rank + 1) // world)
-
-
 def memory_format(channels_last: bool, dimensions: int) -> torch.memory_format:
     """That of batches of images (3 dimensions) or clips (4)."""
     if not channels_last:
@@ -160,7 +152,57 @@ class Normalize:
         return images.to(torch.float32).mul_(self.scale).add_(self.shift)
 
 
-class Loader:
+class Batches:
+    """What every loader has: a length in batches, and the rows of each, in their order.
+
+    Set :attr:`epoch` before each epoch; without it, epochs repeat. :attr:`first` is the number of
+    batches that are left out at its beginning. Of each batch this process gets its share of the
+    rows: ``part`` is its number and how many there are.
+
+    Raises:
+        ValueError: no images in the split, or a batch size out of range.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        split: str,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
+    ):
+        if not data.count(split):
+            raise ValueError(f"{data.meta['dataset']} was prepared with no images for {split}")
+        if batch_size < 1:
+            raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+        self.epoch = self.first = 0
+        self.batch_size, self.shuffle, self.seed, self.part = batch_size, shuffle, seed, part
+        self.device, self._count = torch.device(device), data.count(split)
+        dimensions = len(data.meta["image_shape"])
+        self._normalize = Normalize(data.meta, self.device, dimensions)
+        self._memory_format = memory_format(channels_last, dimensions)
+
+    def __len__(self) -> int:
+        return -(-self._count // self.batch_size)
+
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        if self.shuffle:
+            return torch.randperm(self._count, generator=generator)
+        return torch.arange(self._count)
+
+    def _shares(self) -> Iterator[slice]:
+        """Of the epoch's order, what each batch has for this process."""
+        rank, world = self.part
+        for start in range(self.first * self.batch_size, self._count, self.batch_size):
+            rows = min(self.batch_size, self._count - start)
+            yield slice(start + rows * rank // world, start + rows * (rank + 1) // world)
+
+
+class Loader(Batches):
     """Batches of a split, cut from one uint8 tensor on the device: inputs and targets.
 
     Inputs are images (B, C, H, W) or clips (B, C, T, H, W) in ``dtype``, normalized by the
@@ -171,9 +213,7 @@ class Loader:
 
     The order and the augmentation are a function of ``seed`` and :attr:`epoch` alone: drawn on the
     CPU, one draw an image, by a generator of their own, so every device and whatever else draws
-    random numbers sees the same. Set :attr:`epoch` before each epoch; without it, epochs repeat.
-    :attr:`first` is the number of batches that are left out at its beginning. Of each batch this
-    process gets its share of the rows: ``part`` is its number and how many there are.
+    random numbers sees the same.
 
     Raises:
         ValueError: no images in the split, or a batch size or padding out of range.
@@ -184,35 +224,26 @@ class Loader:
         data: Data,
         split: str,
         *,
-        batch_size: int,
-        shuffle: bool = False,
         augment: bool = False,
         pad: int | None = None,
         flip: bool | None = None,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        channels_last: bool = False,
-        part: tuple[int, int] = (0, 1),
+        **options: object,
     ):
-        self.epoch = self.first = 0
-        self.batch_size, self.shuffle, self.seed, self.dtype = batch_size, shuffle, seed, dtype
-        self.part, self.device = part, device
+        super().__init__(data, split, **options)
+        self.dtype = dtype
         self.pad = (data.meta["pad"] if pad is None else pad) if augment else 0
         self.flip = (data.meta["flip"] if flip is None else flip) if augment else False
         images, targets = torch.from_numpy(data.images(split)), torch.from_numpy(data.labels(split))
-        _check_batches(data, split, batch_size)
         if self.pad < 0:
             raise ValueError(f"expected no negative padding, got {self.pad}")
-        self._count, self._shape = len(images), images.shape[1:]
-        self._augmented = self.pad > 0 or self.flip
-        self._images, self._targets = images.flatten(1, -3).to(device), targets.to(device)
+        self._shape, self._augmented = images.shape[1:], self.pad > 0 or self.flip
+        self._images = images.flatten(1, -3).to(self.device)
+        self._targets = targets.to(self.device)
         if self._augmented:
             self._images = self._crops(self._images, 0)
             if targets.dim() > 1:
                 self._targets = self._crops(self._targets[:, None], IGNORED)
-        self._normalize = Normalize(data.meta, device, len(self._shape))
-        self._memory_format = memory_format(channels_last, len(self._shape))
 
     def _crops(self, images: torch.Tensor, outside: int) -> torch.Tensor:
         """Every crop of every image and, N places on, of its mirror image, as a view.
@@ -225,18 +256,15 @@ class Loader:
             padded = torch.cat([padded, padded.flip(3)])
         return padded.unfold(2, height, 1).unfold(3, width, 1)
 
-    def __len__(self) -> int:
-        return -(-self._count // self.batch_size)
-
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         n, device = self._count, self._targets.device
         generator = generator_of(self.seed, self.epoch)
-        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        order = self._order(generator)
         mirrored = torch.randint(2, (n,), generator=generator)
         corners = torch.randint(2 * self.pad + 1, (2, n), generator=generator)
         source = (order + n * mirrored if self.flip else order).to(device)
         order, (top, left) = order.to(device), corners.to(device)
-        for batch in shares(n, self.batch_size, self.first, self.part):
+        for batch in self._shares():
             crop = source[batch], slice(None), top[batch], left[batch]
             if self._augmented:
                 images = self._images[crop]
@@ -337,7 +365,7 @@ def _whole(meta: dict) -> Callable:
     return fit
 
 
-class Stream:
+class Stream(Batches):
     """Batches of a split whose files are read when they are needed: inputs and targets.
 
     As :class:`Loader` gives them. Worker processes read, decode and augment (:class:`Files`), and
@@ -351,38 +379,15 @@ class Stream:
         FileNotFoundError: the dataset's folder is not there; in iteration, a file is not.
     """
 
-    def __init__(
-        self,
-        data: Data,
-        split: str,
-        *,
-        batch_size: int,
-        shuffle: bool = False,
-        augment: bool = False,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        part: tuple[int, int] = (0, 1),
-    ):
-        self.epoch = self.first = 0
-        self.batch_size, self.shuffle, self.seed, self.part = batch_size, shuffle, seed, part
-        self.device, self._count = torch.device(device), data.count(split)
-        _check_batches(data, split, batch_size)
+    def __init__(self, data: Data, split: str, *, augment: bool = False, **options: object):
+        super().__init__(data, split, **options)
         #: Processes that read; 0 reads in this one.
-        self.workers = min(max(len(os.sched_getaffinity(0)) // part[1], 1), 16)
-        self._files = Files(data, split, augment, seed)
-        dimensions = len(data.meta["image_shape"])
-        self._normalize = Normalize(data.meta, device, dimensions)
-        self._memory_format = memory_format(channels_last, dimensions)
-
-    def __len__(self) -> int:
-        return -(-self._count // self.batch_size)
+        self.workers = min(max(len(os.sched_getaffinity(0)) // self.part[1], 1), 16)
+        self._files = Files(data, split, augment, self.seed)
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.arange(self._count)
-        if self.shuffle:
-            order = torch.randperm(self._count, generator=generator_of(self.seed, self.epoch))
-        for batch in shares(self._count, self.batch_size, self.first, self.part):
+        order = self._order(generator_of(self.seed, self.epoch))
+        for batch in self._shares():
             yield [(self.epoch, place) for place in order[batch].tolist()]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -402,13 +407,6 @@ class Stream:
             yield images.contiguous(memory_format=self._memory_format), targets.long()
 
 
-def _check_batches(data: Data, split: str, batch_size: int) -> None:
-    if not data.count(split):
-        raise ValueError(f"{data.meta['dataset']} was prepared with no images for {split}")
-    if batch_size < 1:
-        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-
-
 def examples(data: Data, split: str, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets, uint8 and as they are evaluated, at these places of a split."""
     if not data.streamed:
@@ -420,10 +418,22 @@ def examples(data: Data, split: str, places: Sequence[int]) -> tuple[np.ndarray,
     return tuple(part.numpy() for part in read)
 
 
-def loader(data: Data, split: str, **options) -> "Loader | Stream":
+#: What reads a data set that does not fit in memory; "own": a folder of one's own.
+STREAMS = {
+    "imagenet": Stream,
+    "voc": Stream,
+    "kinetics": Stream,
+    "jester": Stream,
+    "own": Stream,
+}
+
+
+def loader(data: Data, split: str, **options: object) -> Batches:
     """The batches of a split, with what :class:`Loader` takes.
 
     It has a length, the number of batches of an epoch, and what is set before one is iterated:
     ``epoch``, and ``first``, the number of its batches to leave out.
     """
-    return (Stream if data.streamed else Loader)(data, split, **options)
+    name = data.meta["dataset"]
+    kind = STREAMS[name if name in STREAMS else "own"] if data.streamed else Loader
+    return kind(data, split, **options)

@@ -20,3 +20,5 @@ ROLES = {
     EVIDENCE: "classification",
     OWN: "classification",
 }
+#: What results call a metric, by its name in curves.
+METRICS = {"accuracy": "accuracy", "iou": "mean IoU"}

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from study.plan import OWN
+
 PACKAGES = ("wexlib", "study")
 #: Tables from which a plan chooses by name: dictionaries with texts as keys.
 CHOICES = {
@@ -26,9 +28,11 @@ CHOICES = {
     "wexlib.ops.GROUPS",
     "wexlib.ops.capture.GRAPHS",
     "wexlib.ops.fused.CALLS",
+    "study.data.loader.STREAMS",
     "study.data.sources.DATASETS",
     "study.plan.network.EXCITATIONS",
     "study.plan.network.STACKED",
+    "study.train.tasks.TASKS",
 }
 #: Modules that change no number: they look at a network, or start what trains it.
 LOOKING = {"wexlib.describe", "study.train.processes"}
@@ -69,6 +73,8 @@ def notebook_code(path: Path) -> str:
 
 def words(plan: object, key: str = "") -> set[str]:
     """What a plan asks for by name: its texts, and the keys whose value is not nothing."""
+    if key in ("run", "role") and plan != OWN:
+        return set()  # what stands in for a data set is not that one
     if isinstance(plan, dict):
         return set().union(*(words(value, name) for name, value in plan.items()))
     if isinstance(plan, list):

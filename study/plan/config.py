@@ -36,7 +36,7 @@ PREPARE = "from study.data.datasets import prepare\nprepare"
 _PLAYGROUND_KEYS = ("scale", "model", "pretrained", "dataset", "we", "train")
 _RUN_KEYS = ("model", "model_options", "pretrained", "we", "recipe", "train", "seeds", "scales")
 _SCALE_KEYS = ("scale", "seeds", "threads", "processes", "data", "models", "train", "recipes")
-_DATA_KEYS = ("dataset", "train", "validation", "test", "missing")
+_DATA_KEYS = ("dataset", "size", "train", "validation", "test", "missing")
 #: The roles of ``runs.yaml``.
 _SHARED_ROLES = [role for role in ROLES if role != OWN]
 
@@ -64,7 +64,7 @@ def notebooks(home: Path, scale: str) -> dict[str, list[str]]:
 
 
 def data_plans(params: dict, scale: str, datasets: Iterable[str]) -> dict[str, dict]:
-    """What each role is at ``scale``: ``{role: {"dataset", "train", …} or {"missing"}}``."""
+    """What each role is at ``scale``: ``{role: {"dataset", "size", …} or {"missing"}}``."""
     plans = {}
     for role, given in data_roles(params, scale).items():
         key = f"scales.{scale}.data.{role}"
@@ -76,6 +76,7 @@ def data_plans(params: dict, scale: str, datasets: Iterable[str]) -> dict[str, d
         plans[role] = about | {
             "dataset": choose(given.get("dataset"), datasets, f"{key}.dataset"),
             "stand_in": given["dataset"] != role != EVIDENCE,
+            **({"size": count(given["size"], f"{key}.size")} if "size" in given else {}),
             "train": optional(count)(given.get("train"), f"{key}.train"),
             "validation": optional(number(0, whole=True))(
                 given.get("validation", 0), f"{key}.validation"

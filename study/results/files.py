@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from study.files import digest, root
-from study.plan import REAL
+from study.plan import METRICS, REAL
 
 #: Datasets that come with a package; they decide nothing.
 EMBEDDED = ("digits10", "digits100", "scenes", "moving-digits")
-#: What results call a metric, and its name in the curves.
-METRICS = {"accuracy": "accuracy", "mean IoU": "iou"}
+#: A metric's name in the curves, by what results call it.
+COLUMNS = {shown: name for name, shown in METRICS.items()}
 
 
 def read_result(path: Path) -> dict:
@@ -63,7 +63,7 @@ class Run:
 
     def metric_curve(self, split: str) -> dict[int, list[float]]:
         """The metric's curve on a split, as :meth:`curve`."""
-        return self.curve(f"{split}_{METRICS[self.metric]}")
+        return self.curve(f"{split}_{COLUMNS[self.metric]}")
 
     def curve(self, column: str) -> dict[int, list[float]]:
         """A column of the curves for each seed; empty where the scale has not got it."""

@@ -13,8 +13,10 @@ from study.data.loader import Data, load, loader
 from study.data.sources import DATASETS
 from study.files import root
 from study.plan import config
-from study.train.loop import EVALUATION_BATCH, Evaluation, Run, fit, start
+from study.train.evaluation import Evaluation
+from study.train.loop import EVALUATION_BATCH, fit, start
 from study.train.pruning import Loss, prune
+from study.train.state import Run
 
 SEED = 0
 

@@ -1,4 +1,4 @@
-"""Train one run: its model, its loop, its evaluation.
+"""Train one run: its start, its loop, its step.
 
 What a seed determines goes by streams of its own (:func:`derive`): the backbone's start, the
 attention's start, the order of the batches and their augmentation. So the same seed gives the same
@@ -9,24 +9,21 @@ On a GPU a step is captured as a CUDA graph and replayed (:mod:`wexlib.ops.captu
 group (``torchrun -m study.train``) every process takes its share of each batch.
 """
 
-import hashlib
-import io
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
 
 from study.data.loader import Data, loader
-from study.files import write
 from study.plan.network import attach, build, derive
 from study.train import memory
-from study.train.tasks import TASKS, Task, cross_entropy, scores_of
+from study.train.evaluation import Evaluation, Sums, autocast, rank_and_world
+from study.train.state import Run, random_state, set_random_state, set_rate
+from study.train.tasks import TASKS, cross_entropy, scores_of
 from wexlib.control import average, precompute, resume
 from wexlib.ops.capture import Captured
 
@@ -36,32 +33,10 @@ SAVE_AFTER = 600
 #: Steps after which several processes ask whether it is time.
 ASK_EVERY = 50
 CPU = torch.device("cpu")
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
-
-
-def rank_and_world() -> tuple[int, int]:
-    """The number of this process in its group, and how many there are."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def optimizer_of(model: nn.Module, train: dict) -> torch.optim.Optimizer:
-    """All parameters in one group, attention, biases and norms decayed too: the authors' choice."""
-    options = {"lr": train["lr"], "weight_decay": train["weight_decay"], "fused": True}
-    if train["optimizer"] == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), momentum=train["momentum"], **options)
-        # Torch leaves them unfilled when the scaler skips the first step (2.15).
-        for p in model.parameters() if train["precision"] == "fp16" and train["momentum"] else ():
-            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return optimizer
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train["optimizer"]]
-    on_gpu = next(model.parameters()).is_cuda
-    return kind(model.parameters(), capturable=on_gpu, **options)
 
 
 def learning_rate(train: dict, step: int, steps: int) -> float:
@@ -85,86 +60,6 @@ def learning_rate(train: dict, step: int, steps: int) -> float:
 def strength(we: dict, epoch: int) -> float:
     """How far the excitation is on in an epoch (from 0): 0 while paused, then 1, or a ramp up."""
     return min(max((epoch - we["pause"] + 1) / (we["ramp"] + 1), 0.0), 1.0)
-
-
-def autocast(train: dict, on: torch.device):
-    dtype = PRECISIONS[train["precision"]]
-    return torch.autocast(on.type, dtype, enabled=dtype != torch.float32)
-
-
-class Sums:
-    """What steps add up, on the device, so that none waits for the one before.
-
-    ``loss`` is in nats, ``counts`` are the task's, ``bad`` is the first step (from 0) whose loss
-    was not finite.
-    """
-
-    def __init__(self, task: Task, classes: int, on: torch.device):
-        self.task, whole = task, {"device": on, "dtype": torch.int64}
-        self.loss = torch.zeros((), device=on, dtype=torch.float64)
-        self.counts = torch.zeros(task.size(classes), **whole)
-        self.steps, self.bad = torch.zeros((), **whole), torch.zeros((), **whole)
-        self.reset()
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.loss, self.counts, self.steps, self.bad]
-
-    def reset(self) -> None:
-        for tensor in self.tensors:
-            tensor.zero_()
-        self.bad.fill_(torch.iinfo(torch.int64).max)
-
-    def add(self, loss: Tensor, scores: Tensor, targets: Tensor) -> None:
-        earliest = torch.minimum(self.bad, self.steps)
-        self.bad.copy_(torch.where(loss.isfinite(), self.bad, earliest))
-        self.steps += 1
-        self.loss += loss
-        self.counts += self.task.count(scores, targets)
-
-    def gather(self) -> None:
-        """Add what the other processes have."""
-        if rank_and_world()[1] > 1:
-            distributed.all_reduce(self.loss)
-            distributed.all_reduce(self.counts)
-            distributed.all_reduce(self.bad, distributed.ReduceOp.MIN)
-
-    def leave_to_first(self) -> None:
-        """What was gathered is the first process's: the others add to nothing."""
-        if rank_and_world()[0]:
-            self.loss.zero_()
-            self.counts.zero_()
-
-
-class Evaluation:
-    """The mean cross-entropy and the task's measures of a model, in percent, on a split."""
-
-    def __init__(self, model: nn.Module, plan: dict, classes: int):
-        self.model, self.train = model, plan["train"]
-        self.on = next(model.parameters()).device
-        self.sums = Sums(TASKS[plan["data"]["task"]], classes, self.on)
-        self.step = Captured(self._step)
-
-    def _weights(self, once: bool):
-        """Excited weights are computed once; by a step that is captured, in it."""
-        return precompute(self.model) if once == (self.on.type == "cpu") else nullcontext()
-
-    def _step(self, images: Tensor, targets: Tensor) -> None:
-        with self._weights(once=False), autocast(self.train, self.on):
-            scores = scores_of(self.model(images))
-        self.sums.add(cross_entropy(scores, targets, "sum"), scores, targets)
-
-    @torch.inference_mode()
-    def __call__(self, batches: Iterator) -> dict[str, float]:
-        self.model.eval()
-        self.sums.reset()
-        with self._weights(once=True):
-            for images, targets in batches:
-                self.step(images, targets)
-        self.sums.gather()
-        counts = self.sums.counts.cpu()
-        mean = self.sums.loss.item() / counts.sum().item()
-        return {"loss": mean} | self.sums.task.measure(counts)
 
 
 def loaders(data: Data, plan: dict, seed: int, on: torch.device) -> dict:
@@ -191,67 +86,6 @@ def loaders(data: Data, plan: dict, seed: int, on: torch.device) -> dict:
         **common,
     )
     return splits
-
-
-@dataclass
-class Run:
-    """The state of one seed's training, all that is needed to go on.
-
-    ``history`` holds one row an epoch; ``within`` how many steps of the next one are done, their
-    sums and the random numbers' state; ``seconds`` is the time spent, over every start.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    history: list[dict] = field(default_factory=list)
-    within: dict | None = None
-    seconds: float = 0.0
-
-    @classmethod
-    def of(cls, model: nn.Module, train: dict) -> "Run":
-        on = next(model.parameters()).device.type
-        scaler = torch.amp.GradScaler(on, enabled=train["precision"] == "fp16")
-        return cls(model, optimizer_of(model, train), scaler)
-
-    def excite(self, plan: dict, seed: int) -> None:
-        """Attach the excitation to the plain network that was trained so far."""
-        attach(self.model, plan["we"], seed)
-        self.optimizer = optimizer_of(self.model, plan["train"])
-
-    def save(self, path: Path) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "history": self.history,
-            "within": self.within,
-            "seconds": self.seconds,
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        contents = buffer.getvalue()
-        # Its digest first: torch reads a changed byte as another weight.
-        sealed = hashlib.sha256(contents).digest() + contents
-        write(path, lambda temporary: temporary.write_bytes(sealed))
-
-    @staticmethod
-    def read(path: Path) -> dict | None:
-        """The state that :meth:`save` wrote; none where there is no file, or a damaged one."""
-        if not path.is_file():
-            return None
-        sealed = path.read_bytes()
-        if hashlib.sha256(sealed[32:]).digest() == sealed[:32]:
-            return torch.load(io.BytesIO(sealed[32:]), weights_only=True, map_location="cpu")
-        print(f"{path} is damaged: this seed is trained anew", flush=True)
-        return None
-
-    def restore(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.history, self.within = state["history"], state["within"]
-        self.seconds = state["seconds"]
 
 
 def _check_channels_last(model: nn.Module, on: torch.device) -> None:
@@ -363,7 +197,7 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
             for tensor, value in zip(sums.tensors, within["sums"], strict=True):
                 tensor.copy_(value)
             sums.leave_to_first()
-            _set_random_state(within["random"])
+            set_random_state(within["random"])
         splits["train"].epoch, splits["train"].first = epoch, within["steps"] if within else 0
         run.model.train()
         for i, (images, targets) in enumerate(splits["train"], splits["train"].first):
@@ -375,7 +209,7 @@ def fit(run: Run, plan: dict, data: Data, seed: int, saved: Path | None = None) 
                 sums.gather()
                 run.seconds += time.perf_counter() - began
                 began, done = time.perf_counter(), [tensor.cpu() for tensor in sums.tensors]
-                run.within = {"steps": i + 1, "sums": done, "random": _random_state()}
+                run.within = {"steps": i + 1, "sums": done, "random": random_state()}
                 if rank == 0:
                     run.save(saved)
                 sums.leave_to_first()
@@ -416,26 +250,3 @@ def _due(began: float, step: int, on: torch.device) -> bool:
     answer = torch.tensor(int(due), device=on)
     distributed.broadcast(answer, 0)
     return bool(answer.item())
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """On a GPU it is a tensor, so that a captured step reads it."""
-    for group in optimizer.param_groups:
-        on = group["params"][0].device
-        if on.type == "cpu":
-            group["lr"] = rate
-        elif isinstance(group["lr"], Tensor) and group["lr"].device == on:
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = torch.tensor(rate, device=on)
-
-
-def _random_state() -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return states + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
-
-
-def _set_random_state(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state)

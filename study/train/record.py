@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.files import PLAYGROUND, digest, root, write, write_json, write_text
+from study.plan import METRICS
 
 if TYPE_CHECKING:
     import torch
 
     from study.data.loader import Data
-    from study.train.loop import Run
+    from study.train.state import Run
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def say(plan: dict, row: dict) -> str:
 
 def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
     """Write the four files of a finished run, the result last; return the result."""
-    from study.train.tasks import NAMES, TASKS
+    from study.train.tasks import TASKS
     from wexlib.checkpoint import save
 
     name, scale, seeds = plan["run"], plan["scale"], list(runs)
@@ -136,7 +137,7 @@ def write_results(plan: dict, data: "Data", runs: dict[int, "Run"]) -> dict:
         "config": {key: plan[key] for key in CONFIG},
         "parameters": sum(p.numel() for p in model.parameters()),
         "seeds": seeds,
-        "metric": NAMES[metric],
+        "metric": METRICS[metric],
         "test_last": [row[f"test_{metric}"] for row in last],
         "test_best_epoch": [row[f"test_{metric}"] for row in best],
         "best_epoch": [row["epoch"] for row in best],

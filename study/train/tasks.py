@@ -81,5 +81,3 @@ TASKS = {
     "video": _LABELS,
     "segmentation": Task("iou", lambda classes: (classes, classes), _confusion, _overlap),
 }
-#: What results call a metric.
-NAMES = {"accuracy": "accuracy", "iou": "mean IoU"}

@@ -1,8 +1,8 @@
 """Functions of a weight, and who computes them.
 
 Each has its formula in torch's operations (:mod:`wexlib.ops.formulas`), which any device computes,
-and loops that read and write the weight as seldom as they can (:mod:`wexlib.ops.cpu`): in C++ on a
-CPU, and on a GPU in Triton, where a whole excitation, and that of many layers, is one kernel
+and loops that read and write the weight as seldom as they can (:mod:`wexlib.ops.loops`): in C++ on
+a CPU, and on a GPU in Triton, where a whole excitation, and that of many layers, is one kernel
 (:mod:`wexlib.ops.gpu`).
 """
 
@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from wexlib.ops import cpu, fused
+from wexlib.ops import fused, loops
 
 
 def compute(formula: Callable, weight: Tensor, *given):
     """``formula(weight, *given)``, by whoever does it best: the one place that says who."""
-    if cpu.recorded() or not fused.fits(weight, *given):
+    if loops.recorded() or not fused.fits(weight, *given):
         return formula(weight, *given)
-    return cpu.LOOPS[formula](weight, *given)
+    return loops.LOOPS[formula](weight, *given)
 
 
 def _in_groups(modules: Sequence[Callable], weights: Sequence[Tensor]) -> list[Tensor | None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wexlib.ops import compute, formulas
-from wexlib.ops.cpu import recorded
+from wexlib.ops.loops import recorded
 
 
 class DeferredWeight:

@@ -1,4 +1,4 @@
-"""The loops of :mod:`wexlib.ops.cpu` over a weight, in C++ (fused.cpp): compiled, and called.
+"""The loops of :mod:`wexlib.ops.loops` over a weight, in C++ (fused.cpp): compiled, and called.
 
 They are compiled when they are first asked for, in a few seconds, by ``$CXX`` or ``c++``, and kept
 in the user's cache: ``python -m wexlib.ops`` says where, or what is missing. On a GPU they are

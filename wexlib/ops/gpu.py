@@ -17,8 +17,8 @@ from wexlib.attention import CBAM, SE
 from wexlib.excitation import Location, Standardize
 from wexlib.magnitude import Magnitude
 from wexlib.ops import fused, grouped, kernels
-from wexlib.ops.cpu import recorded
 from wexlib.ops.deferred import DeferredWeight
+from wexlib.ops.loops import recorded
 from wexlib.parametrization import Chain, Parametrization, spatial
 
 #: The activations that have a kernel, by their slope below 0.

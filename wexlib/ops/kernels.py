@@ -1,4 +1,4 @@
-"""The loops of :mod:`wexlib.ops.cpu` in Triton: one program a filter, in fused.cpp's words.
+"""The loops of :mod:`wexlib.ops.loops` in Triton: one program a filter, in fused.cpp's words.
 
 A program goes over its filter tile by tile, BK places by BC channels, so that a weight of any size
 fits, and adds in an order that depends on the weight's shape alone. A null argument means what it

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wexlib.ops.cpu import recorded
 from wexlib.ops.deferred import max_mean_channels
 from wexlib.ops.formulas import maximum
+from wexlib.ops.loops import recorded
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -1,6 +1,7 @@
 """Datasets and their loader, against naive loops and hand-made mirrors."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,29 @@ def test_mean_and_sd_are_those_of_the_training_images(tmp_path):
     pixels = data.images("train").astype(np.float64) / 255
     assert data.meta["mean"] == pytest.approx(pixels.mean((0, 2, 3)), abs=1e-4)
     assert data.meta["sd"] == pytest.approx(pixels.std((0, 2, 3)), abs=1e-4)
+
+
+def test_a_reduced_pixel_is_the_mean_of_its_square_rounded_half_up(tmp_path):
+    prepare("digits10", tmp_path / "whole", validation=100)
+    prepare("digits10", tmp_path / "half", validation=100, size=4)
+    whole, half = load(tmp_path / "whole"), load(tmp_path / "half")
+    assert half.image_size == (4, 4)
+    for split in SPLITS:
+        assert (whole.labels(split) == half.labels(split)).all()
+        for image, small in zip(whole.images(split)[:9], half.images(split)[:9], strict=True):
+            for c in range(3):
+                for y in range(4):
+                    for x in range(4):
+                        four = [int(image[c, 2 * y + i, 2 * x + j]) for i in (0, 1) for j in (0, 1)]
+                        assert small[c, y, x] == math.floor(sum(four) / 4 + 0.5)
+    assert "Reduced to 4×4" in half.meta["about"]
+
+
+@pytest.mark.parametrize(("dataset", "size"), [("digits10", 3), ("digits100", 4), ("scenes", 8)])
+def test_a_size_that_does_not_fit_is_refused(dataset, size, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a size that divides 8|square images"):
+        prepare(dataset, tmp_path / "d", size=size)
+    assert not list(tmp_path.iterdir())
 
 
 def test_train_validation_and_test_are_disjoint_scans(tmp_path):
