@@ -2,9 +2,10 @@
 
 ``claims.yaml`` says what is claimed, where, and which runs are compared by which measure. A verdict
 takes real data, at least five pairs of seeds, and a two-sided paired t-test whose p, by Holm's
-correction over all the claims, is below 5 %. Claims that are no matter of chance are decided by
-code (:mod:`study.results.checks`). A claim that nothing is gained is contradicted by a gain
-alone; no test can support it.
+correction over all the claims, is below 5 %; or, where a claim is on accuracy, two one-sided tests,
+corrected likewise, that find less than half a point: *equal within 0.5*. Claims that are no matter
+of chance are decided by code (:mod:`study.results.checks`). A claim that nothing is gained is
+contradicted by a gain, and supported by that equality alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from study.files import read_yaml, root
 from study.plan import SCALES
 from study.plan.keys import checked, list_of, mapping, one_of, text
 from study.results import checks
-from study.results.contrasts import NONE, decide, measured
+from study.results.contrasts import EQUAL, NONE, decide, measured
 from study.results.files import Results
 from study.results.measures import ALONE, MEASURES
 from study.results.statistics import PAIRS_FOR_VERDICT
@@ -166,6 +167,8 @@ def _verdict(row) -> str:
         return "supported"
     if row.verdict == EXPECTS[row.expects]:
         return "contradicted"
+    if row.verdict == EQUAL:
+        return "supported" if row.expects == "not higher" else EQUAL
     return f"undecided at n = {row.n}"
 
 

@@ -35,6 +35,9 @@ Scores = Mapping[str, Mapping[int, float]]
 
 #: Percentage points that are taken for no difference.
 MARGIN = 0.5
+EQUAL = f"equal within {MARGIN}"
+#: What is said of a contrast of real data with enough seeds.
+VERDICTS = ("higher", "lower", EQUAL, "undecided")
 #: How little could be seen: see :func:`estimate`.
 BOUNDS = ("p_equivalence", "low_90", "high_90", "detectable", "detectable_holm", "seeds")
 #: No estimate: a run is missing, or no seed is common.
@@ -104,7 +107,9 @@ def measured(measure: str, of: str, against: str, results: Results, expects: str
     """
     weights = pair(of, against)
     if measure in VALUES:
-        return estimate(weights, results, VALUES[measure])
+        # Half a point is a bound for accuracies: a family of one gives its p.
+        family = int(measure == "accuracy")
+        return estimate(weights, results, VALUES[measure], family=family)
     found = estimate(weights, results)
     if not found["n"]:
         return found
@@ -170,4 +175,4 @@ def _verdict(row) -> str:
     if row.p_holm < LEVEL:
         return "higher" if row.difference > 0 else "lower"
     equal = getattr(row, "p_equivalence", math.nan) < LEVEL
-    return f"equal within {MARGIN}" if equal else "undecided"
+    return EQUAL if equal else "undecided"

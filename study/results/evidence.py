@@ -200,18 +200,32 @@ def show_rates(frame: pd.DataFrame) -> str:
     return shown.to_markdown(index=False, floatfmt=".2f")
 
 
-def reading(frame: pd.DataFrame) -> str:
-    """The factorial in two sentences, from the frame of its :func:`effects`."""
+def answer(scale: str, home: Path | None = None) -> str:
+    """What the factorial says, in three sentences: of the excitations that have all their runs."""
+    results = Results(scale, home)
+    done = {
+        e: name
+        for e, name in EXCITATIONS.items()
+        if all(results[cell(e, ws)] for ws in (False, True))
+    }
+    frame = compare(effects(cells(done)), scale, home=home)
     rows = {row.contrast: row for row in frame.itertuples()}
+    if not done or not rows["WS"].n:
+        return "The factorial is not complete yet."
 
     def said(row) -> str:
-        return f"{difference(row)} points ({row.verdict})"
+        return f"{difference(row)} points ({row.verdict}, n = {row.n})"
 
-    means = [f"{name} {said(rows[f'{name}, mean of both'])}" for name in EXCITATIONS.values()]
+    means = [f"{name} by {said(rows[f'{name}, mean of both'])}" for name in done.values()]
+    shown = "ours" if "ours" in done else next(iter(done))
+    name, plain = done[shown], cell()
+    mixed = pd.Series(estimate(pair(cell(shown, True), plain), results))
     return (
-        f"Standardization changes the test accuracy by {said(rows['WS'])}, the mean over four "
-        f"cells, n = {rows['WS'].n}. Excitation, the mean of its differences with and without "
-        f"standardization: {'; '.join(means)}."
+        f"Standardization changes the test accuracy by {said(rows['WS'])}, the mean over "
+        f"{len(done) + 1} pairs of cells. Excitation, with and without standardization together, "
+        f"changes it as follows: {'; '.join(means)}. A comparison as most of the thesis's are, "
+        f"{name} with standardization against a plain network without, shows {difference(mixed)} "
+        f"points; against standardization alone {name} adds {said(rows[f'{name}, with WS'])}."
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from study.files import root, write_text
-from study.results.evidence import cells, compare, effects, reading
+from study.results.evidence import answer
 
 MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
 #: The table that stands in the README.
@@ -12,10 +12,11 @@ README_TABLE = "table_E_1.md"
 
 
 def readme_block(scale: str) -> str:
-    """The evidence's factorial at ``scale``, as the stage ``tables`` wrote it, and its reading."""
+    """The answer in three sentences, and the factorial at ``scale`` as the stage ``tables`` wrote
+    it."""
     path = root() / "results" / scale / "tables" / README_TABLE
     table = path.read_text(encoding="utf-8").rstrip()
-    return f"{table}\n\n{reading(compare(effects(cells()), scale))}"
+    return f"{answer(scale)}\n\n{table}"
 
 
 def with_block(text: str, block: str) -> str:

@@ -14,10 +14,10 @@ import pandas as pd
 
 from study.files import read_yaml, root, write_json, write_text
 from study.plan import SCALES, keys
-from study.results.contrasts import NONE, decide, estimate, pair
+from study.results.contrasts import EQUAL, NONE, VERDICTS, decide, estimate, pair
 from study.results.files import EMBEDDED, Results, Run, largest_first
 from study.results.measures import gap, rough
-from study.results.text import latex, markdown, readable
+from study.results.text import latex, markdown, readable, rounded
 from wexlib.names import choose
 
 PROTOCOLS = {
@@ -89,10 +89,10 @@ def table(
 ) -> pd.DataFrame:
     """One table as a frame, a row for each of the thesis's and of ours; of ``seeds``, if given.
 
-    Columns: row, run, data, thesis, mean, sd, n, difference, low, high, p, p_holm, verdict, gap,
-    roughness, parameters, seconds, metric, pixels, status, remark. ``mean`` is of the metric,
-    accuracy or mean IoU, in percent, and differences are in percentage points. ``gap`` is training
-    minus validation accuracy after the last epoch, ``roughness`` that of the validation accuracy's
+    Columns: row, run, data, thesis, mean, sd, n, difference, low, high, p, p_holm, p_equivalence,
+    verdict, gap, roughness, parameters, seconds, metric, pixels, status, remark. ``mean`` is of the
+    metric, accuracy or mean IoU, in percent, and differences are in percentage points. ``gap`` is
+    training minus validation accuracy after the last epoch, ``roughness`` that of the validation's
     curve (:func:`study.results.statistics.roughness`); both are means over seeds, and NaN where a
     scale has no validation split. ``seconds`` is the time of a seed, with real data, ``pixels``
     the accuracy of a segmentation's pixels.
@@ -107,20 +107,23 @@ def table(
 def _frame(entry: dict, results: Results, protocol: str) -> pd.DataFrame:
     plain = next(row["run"] for row in entry["rows"] if row.get("plain"))
     runs = [row.get("run", "") for row in entry["rows"]]
+
+    def score(made: Run) -> dict[int, float]:
+        return made.last(protocol)
+
     contrasts = [
         NONE
         if run in ("", plain)
-        else estimate(pair(run, plain), results, lambda made: made.last(protocol))
+        else estimate(pair(run, plain), results, score, family=len(runs) - 1)
         for run in runs
     ]
     decided = decide(pd.DataFrame(contrasts), every=True).drop(columns=["data", "real", "n"])
     # Why a row has no verdict, its status and the caption say.
-    decisive = decided["verdict"].isin(("higher", "lower", "undecided"))
-    decided["verdict"] = decided["verdict"].where(decisive, "")
+    decided["verdict"] = decided["verdict"].where(decided["verdict"].isin(VERDICTS), "")
     rows = pd.DataFrame([_row(row, results, protocol) for row in entry["rows"]])
     columns = (
-        "row run data thesis mean sd n difference low high p p_holm verdict gap roughness "
-        "parameters seconds metric pixels status remark"
+        "row run data thesis mean sd n difference low high p p_holm p_equivalence verdict gap "
+        "roughness parameters seconds metric pixels status remark"
     )
     return rows.join(decided)[columns.split()]
 
@@ -174,15 +177,25 @@ def _means(run: Run, protocol: str) -> dict:
 
 @dataclass(frozen=True)
 class Shown:
-    """A table at one scale: its frame, the same for a reader, and its caption."""
+    """A table at one scale: its frame, the same for a reader, its caption, and what it shows."""
 
     frame: pd.DataFrame
     readable: pd.DataFrame
     caption: str
+    reading: str
 
     @property
     def markdown(self) -> str:
-        return f"{self.caption}\n\n{markdown(self.readable)}"
+        parts = (self.caption, markdown(self.readable), self.reading)
+        return "\n\n".join(part for part in parts if part)
+
+    @property
+    def ran(self) -> bool:
+        return bool(self.frame["n"].any())
+
+    @property
+    def real(self) -> bool:
+        return not set(self.frame["data"]) <= _UNREAL
 
 
 def _shown(number: str, entry: dict, results: Results, protocol: str, runs: str = "") -> Shown:
@@ -192,6 +205,7 @@ def _shown(number: str, entry: dict, results: Results, protocol: str, runs: str 
         frame,
         readable(frame, curves=entry.get("curves", False), cost=entry.get("cost", False)),
         _caption(number, entry, frame, results, protocol),
+        _reading(entry, frame),
     )
 
 
@@ -209,7 +223,7 @@ def _caption(number: str, entry: dict, frame: pd.DataFrame, results: Results, pr
             f"{epochs} epochs, n = {_span(ran['n'])}, {measured}; mean ± sd, and the "
             "difference to the plain row with its 95 % interval."
         )
-        if not any(frame["verdict"]):
+        if not any(frame["verdict"]) and frame["difference"].notna().any():
             verdict = " No verdict: it takes real data and five seeds."
     theirs = "The thesis" if frame["thesis"].notna().any() else "Ours"
     remarks = set(frame["remark"])
@@ -218,6 +232,29 @@ def _caption(number: str, entry: dict, frame: pd.DataFrame, results: Results, pr
         f"Table {number}. {entry['title']}. {theirs}: {entry['setting']}. "
         f"Scale {results.scale}: {shown}{verdict}{every} {entry.get('remark', '')}".strip()
     )
+
+
+def _reading(entry: dict, frame: pd.DataFrame) -> str:
+    """What a table with verdicts shows, in a sentence."""
+    plain = next(row["row"] for row in entry["rows"] if row.get("plain"))
+    rows = frame[frame["verdict"] != ""]
+    if rows.empty:
+        return ""
+    found = {
+        verdict: [f"{row.row} ({rounded(row.difference, '+')})" for row in these.itertuples()]
+        for verdict, these in rows.groupby("verdict")
+    }
+    parts = [
+        f"{', '.join(found[verdict])} {'is' if len(found[verdict]) == 1 else 'are'} {verdict}"
+        for verdict in ("higher", "lower", EQUAL)
+        if verdict in found
+    ]
+    undecided = len(found.get("undecided", ()))
+    if undecided == len(rows):
+        parts = ["no row is shown to be higher, lower, or equal within half a point"]
+    elif undecided:
+        parts.append(f"the other {undecided} undecided" if undecided > 1 else "one is undecided")
+    return f"Against {plain}: {'; '.join(parts)}."
 
 
 def _sets(ran: pd.DataFrame) -> str:
@@ -249,7 +286,8 @@ def show(
         seeds: these seeds only; all unless given.
         runs: rows whose run matches this regular expression only.
         others: what the other scales have of the same rows too. Real data stand first: where
-            ``scale`` has none, the table of the largest scale that has; the rest stands below.
+            ``scale`` has none, the table of the largest scale that has; what ``scale`` has of
+            embedded data is folded then.
         home: the project's folder; the one around the working folder unless given.
     """
     home = home or root()
@@ -260,19 +298,22 @@ def show(
     }
     if tables[scale].frame.empty:
         return f"Table {number} has no row whose run matches {runs!r}."
-    real = [each for each, shown in tables.items() if not set(shown.frame["data"]) <= _UNREAL]
-    first = real[0] if real else scale
-    texts = [tables.pop(first).markdown]
-    if first != scale and tables[scale].frame["n"].any():
-        texts.append(tables.pop(scale).markdown)
-    ran = {each: shown for each, shown in tables.items() if shown.frame["n"].any()}
-    if ran:
-        names = [f"{each}, on {_sets(s.frame[s.frame['n'] > 0])}" for each, s in ran.items()]
-        columns = {"row": next(iter(ran.values())).readable["row"]}
-        for each, shown in ran.items():
+    ran = {each: shown for each, shown in tables.items() if shown.ran}
+    real = {each: shown for each, shown in ran.items() if shown.real}
+    first = next(iter(real), scale)
+    texts = [tables[first].markdown]
+    beside = {each: shown for each, shown in real.items() if each != first}
+    if beside:
+        names = [f"{each}, on {_sets(s.frame[s.frame['n'] > 0])}" for each, s in beside.items()]
+        columns = {"row": next(iter(beside.values())).readable["row"]}
+        for each, shown in beside.items():
             for key in ("ours (%)", "n", "difference"):
                 columns[f"{each}: {key}"] = shown.readable[key]
         texts += [f"Table {number} at other scales: {'; '.join(names)}.", markdown(columns)]
+    if first != scale and scale in ran and scale not in real:
+        summary = f"The same rows on embedded data (scale {scale}): a check of the machinery"
+        folded = f"<details><summary>{summary}</summary>"
+        texts += [folded, tables[scale].markdown, "</details>"]
     return "\n\n".join(texts)
 
 

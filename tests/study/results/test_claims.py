@@ -99,6 +99,19 @@ def test_a_loss_does_not_contradict_that_nothing_is_gained(home):
     assert frame.loc["No gain", "verdict"] == "undecided at n = 5"
 
 
+def test_equality_within_half_a_point_is_shown_and_supports_that_nothing_is_gained(home):
+    """d = 0.1, −0.1, 0.1, −0.1, 0: p = P(T > 0.5·√5/0.1), corrected for two claims on it."""
+    put(
+        home,
+        "gpu",
+        "better",
+        [x + d for x, d in zip(PLAIN, (0.1, -0.1, 0.1, -0.1, 0), strict=True)],
+    )
+    frame = claims.evaluate(home).set_index("claim")
+    assert frame.loc["Better", "verdict"] == "equal within 0.5"
+    assert frame.loc["No gain", "verdict"] == "supported"
+
+
 def test_holm_can_turn_a_verdict(home):
     """d = 1, 2, 3, 4, 0: t = 2·√2, p = 0.047; alone it decides, beside others it does not."""
     put(home, "gpu", "better", [11.0, 13.0, 15.0, 17.0, 14.0])

@@ -65,8 +65,15 @@ def test_the_main_effect_is_the_mean_over_cells(home):
         put(home, evidence.cell("mwe", ws), [y - ws for y in PLAIN])
     frame = evidence.compare(evidence.effects(evidence.cells()), "cpu", home=home)
     assert frame["difference"][0] == pytest.approx((4 + 6 + 4 - 1) / 4)
-    said = evidence.reading(frame)
-    assert "by +3.25 [3.25, 3.25] points" in said and "magnitude −2.50 [" in said
+    said = evidence.answer("cpu", home)
+    assert "by +3.25 [3.25, 3.25] points" in said and "magnitude by −2.50 [" in said
+    assert "CBAM with skips with standardization against a plain network without, shows" in said
+
+
+def test_an_answer_is_of_the_cells_that_have_run(home):
+    said = evidence.answer("cpu", home)
+    assert "the mean over 3 pairs of cells" in said and "magnitude" not in said
+    assert evidence.answer("gpu", home) == "The factorial is not complete yet."
 
 
 def test_four_seeds_give_an_interval_and_no_verdict(home):

@@ -129,25 +129,41 @@ def test_what_other_scales_have_stands_below(home):
     assert "demo" not in below and "| Noisy" in below
     assert "other scales" not in results.show("1", "gpu", others=False, home=home)
     only = results.show("1", "gpu", runs="better|later", home=home)
-    assert "Plain" not in only and "Better" in only and "Quoted" not in only
+    assert "| Plain" not in only and "| Better" in only and "Quoted" not in only
     none = results.show("1", "gpu", runs="nothing", others=True, home=home)
     assert none == "Table 1 has no row whose run matches 'nothing'."
 
 
 def test_real_data_stand_first_and_embedded_below_and_apart(home):
-    """Asked for demo: the largest real scale, then demo's own table, then the rest in one."""
+    """Asked for demo: the largest real scale, then the other real ones, then demo's, folded."""
     put(home, "plain", [90.0, 91.0], scale="demo", dataset="digits100")
     put(home, "better", [50.0, 51.0], scale="gpu")
     shown = results.show("1", "demo", others=True, home=home)
     places = [shown.index(f"Scale {scale}: ours on") for scale in ("gpu", "demo")]
     rest = shown.index("Table 1 at other scales: cpu, on cifar100.")
-    assert places[0] < places[1] < rest
-    assert "90.50" not in shown[: places[1]] and "90.50" in shown[places[1] : rest]
+    assert places[0] < rest < shown.index("<details><summary>") < places[1]
+    assert "90.50" not in shown[: places[1]] and "90.50" in shown[places[1] :]
+    assert shown.endswith("</details>")
     only = results.show("1", "demo", home=home)
     assert "Scale gpu" not in only and "90.50" in only
     asked = results.show("1", "cpu", others=True, home=home)  # real itself
     assert asked.startswith("Table 1. A table. The thesis: somewhere. Scale cpu:")
     assert "Table 1 at other scales: gpu, on cifar100." in asked and "demo" not in asked
+
+
+def test_a_sentence_says_what_a_table_shows(home):
+    assert results.show("1", "cpu", home=home).endswith(
+        "Against Plain: Better (+2.20) is higher; one is undecided."
+    )
+    put(home, "better", [10.1, 10.9, 12.1, 12.9, 14.0])
+    shown = results.show("1", "cpu", home=home)
+    assert shown.endswith("Better (+0.00) is equal within 0.5; one is undecided.")
+    put(home, "better", [14.0, 13.0, 12.0, 11.0, 10.0])
+    shown = results.show("1", "cpu", home=home)
+    assert shown.endswith("no row is shown to be higher, lower, or equal within half a point.")
+    put(home, "better", [8.0, 9.0])  # too few seeds for a verdict
+    put(home, "noisy", [8.0, 9.0])
+    assert "Against" not in results.show("1", "cpu", home=home)
 
 
 def test_a_caption_says_how_much_was_trained(home):
