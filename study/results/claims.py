@@ -174,6 +174,34 @@ def _verdict(row) -> str:
 
 # --- for a reader ---------------------------------------------------------------------------
 
+#: How a summary counts verdicts: their beginning, and what is said of one comparison and of more.
+_COUNTED = {
+    "supported": ("supports its claim", "support their claims"),
+    "contradicted": ("contradicts its claim", "contradict their claims"),
+    EQUAL: ("shows less than half a point", "show less than half a point"),
+    "undecided": ("is undecided", "are undecided"),
+    "no": ("has no real data yet", "have no real data yet"),
+}
+
+
+def summary(frame: pd.DataFrame, theme: str) -> str:
+    """What a theme comes to, in a sentence or two: for a review."""
+    frame = frame[frame["theme"] == theme]
+    counts = []
+    for beginning, (one, more) in _COUNTED.items():
+        n = sum(verdict.startswith(beginning) for verdict in frame["verdict"])
+        counts += [f"{n} {one if n == 1 else more}"] if n else []
+    said = f"Of {len(frame)} comparisons, {', '.join(counts)}."
+    closest = frame[frame["verdict"].str.startswith(("supp", "contra", "equal", "undec"))]
+    closest = closest[closest["measure"] == MEASURES["accuracy"]].sort_values("n", kind="stable")
+    if closest.empty:
+        return said
+    row = closest.iloc[-1]
+    return (
+        f"{said} Of those on accuracy the one with most seeds, {row.compared} on {row.data} "
+        f"(n = {row.n}), finds {difference(row)} points."
+    )
+
 
 def show(frame: pd.DataFrame, theme: str = "") -> str:
     """Claims, of one theme if given, as a Markdown table; each is named once, at its first row."""

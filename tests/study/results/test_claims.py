@@ -92,6 +92,14 @@ def test_every_verdict_by_hand(home):
     assert frame.loc["Code", "found"] == "SE, CBAM, BAM, Triplet"
 
 
+def test_a_theme_in_a_sentence(home):
+    assert claims.summary(claims.evaluate(home), "Theme") == (
+        "Of 6 comparisons, 2 support their claims, 2 contradict their claims, 1 is undecided, "
+        "1 has no real data yet. Of those on accuracy the one with most seeds, noisy − plain on "
+        "cifar100 (n = 5), finds +0.20 [−2.63, 3.03] points."
+    )
+
+
 def test_a_loss_does_not_contradict_that_nothing_is_gained(home):
     put(home, "gpu", "better", [score - 5 for score in BETTER])
     frame = claims.evaluate(home).set_index("claim")
