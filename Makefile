@@ -1,7 +1,7 @@
 # make                the set-up, then the whole pipeline: every table and figure (demo scale)
 # make SCALE=cpu      the same at another scale: smoke, demo, cpu, gpu or thesis
-# make evidence       the runs that ask whether excitation does anything: real CIFAR-100, an evening and
-#                     more on 2 cores; SCALE=gpu: on a GPU
+# make evidence       the runs that ask whether excitation does anything: real CIFAR-100, four hours on
+#                     2 cores; SCALE=gpu: on a GPU
 # make book           the book alone, from the results that are in Git: trains nothing (cpu; or SCALE=…)
 # make test           the set-up, then the style checks and the tests
 # make bench          times of training, inference and a whole run, into results/benchmarks (half an hour or
