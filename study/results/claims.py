@@ -204,7 +204,8 @@ def summary(frame: pd.DataFrame, theme: str) -> str:
 
 
 def show(frame: pd.DataFrame, theme: str = "") -> str:
-    """Claims, of one theme if given, as a Markdown table; each is named once, at its first row."""
+    """Claims as a Markdown table, each named once, at its first row; of one theme, if given, with
+    its :func:`summary` below."""
     frame = frame[frame["theme"] == theme] if theme else frame
     rows = list(frame.itertuples())
     again = list(frame.duplicated(["theme", "claim"]))
@@ -219,4 +220,4 @@ def show(frame: pd.DataFrame, theme: str = "") -> str:
         "verdict": [row.verdict for row in rows],
         "remark": [row.remark for row in rows],
     }
-    return markdown(shown)
+    return f"{markdown(shown)}\n\n{summary(frame, theme)}" if theme else markdown(shown)
