@@ -4,8 +4,8 @@
 takes real data, at least five pairs of seeds, and a two-sided paired t-test whose p, by Holm's
 correction over all the claims, is below 5 %; or, where a claim is on accuracy, two one-sided tests,
 corrected likewise, that find less than half a point: *equal within 0.5*. Claims that are no matter
-of chance are decided by code (:mod:`study.results.checks`). A claim that nothing is gained is
-contradicted by a gain, and supported by that equality alone.
+of chance are decided by code (:mod:`study.results.checks`). A claim that nothing is gained, or
+lost, is contradicted by a gain, or a loss, and supported by the contrary or by that equality.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from study.files import read_yaml, root
 from study.plan import SCALES
 from study.plan.keys import checked, list_of, mapping, one_of, text
 from study.results import checks
-from study.results.contrasts import EQUAL, NONE, decide, measured
+from study.results.contrasts import EQUAL, NONE, UNDECIDED, VERDICTS, decide, measured
 from study.results.files import Results
 from study.results.measures import ALONE, MEASURES
 from study.results.statistics import PAIRS_FOR_VERDICT
@@ -25,7 +25,7 @@ from study.results.text import difference, markdown, p_value
 from wexlib.names import choose
 
 #: What a claim expects of a difference, and what contradicts it.
-EXPECTS = {"higher": "lower", "lower": "higher", "not higher": "higher"}
+EXPECTS = {"higher": "lower", "lower": "higher", "not higher": "higher", "not lower": "lower"}
 #: The measure of a claim that is no matter of chance.
 CHECKED = "checked by code"
 CHECKS = {
@@ -114,7 +114,8 @@ def evaluate(home: Path | None = None, scales: Sequence[str] = SCALES) -> pd.Dat
                 rows.append(about | _checked(claim))
             else:
                 rows += [about | _tested(claim, pair, largest_first) for pair in claim["pairs"]]
-    frame = decide(pd.DataFrame(rows))
+    frame = pd.DataFrame(rows)
+    frame = decide(frame, family=int((frame["checked"] == "").sum()))
     frame["verdict"] = [row.checked or _verdict(row) for row in frame.itertuples()]
     columns = "theme claim where compared measure scale data n difference low high p p_holm verdict"
     return frame[[*columns.split(), "found", "remark"]]
@@ -161,46 +162,32 @@ def _weight(estimate: dict) -> tuple:
 
 def _verdict(row) -> str:
     """What the contrast's verdict says of the claim."""
-    if not row.n or not row.real:
+    if row.verdict not in VERDICTS:
         return row.verdict
-    if row.verdict == row.expects:
-        return "supported"
     if row.verdict == EXPECTS[row.expects]:
         return "contradicted"
-    if row.verdict == EQUAL:
-        return "supported" if row.expects == "not higher" else EQUAL
-    return f"undecided at n = {row.n}"
+    none = row.expects in ("not higher", "not lower")
+    if row.verdict == row.expects or (none and row.verdict != UNDECIDED):
+        return "supported"
+    return EQUAL if row.verdict == EQUAL else f"undecided at n = {row.n}"
 
 
 # --- for a reader ---------------------------------------------------------------------------
 
-#: How a summary counts verdicts: their beginning, and what is said of one comparison and of more.
-_COUNTED = {
-    "supported": ("supports its claim", "support their claims"),
-    "contradicted": ("contradicts its claim", "contradict their claims"),
-    EQUAL: ("shows less than half a point", "show less than half a point"),
-    "undecided": ("is undecided", "are undecided"),
-    "no": ("has no real data yet", "have no real data yet"),
-}
-
 
 def summary(frame: pd.DataFrame, theme: str) -> str:
-    """What a theme comes to, in a sentence or two: for a review."""
-    frame = frame[frame["theme"] == theme]
-    counts = []
-    for beginning, (one, more) in _COUNTED.items():
-        n = sum(verdict.startswith(beginning) for verdict in frame["verdict"])
-        counts += [f"{n} {one if n == 1 else more}"] if n else []
-    said = f"Of {len(frame)} comparisons, {', '.join(counts)}."
-    closest = frame[frame["verdict"].str.startswith(("supp", "contra", "equal", "undec"))]
-    closest = closest[closest["measure"] == MEASURES["accuracy"]].sort_values("n", kind="stable")
-    if closest.empty:
-        return said
-    row = closest.iloc[-1]
-    return (
-        f"{said} Of those on accuracy the one with most seeds, {row.compared} on {row.data} "
-        f"(n = {row.n}), finds {difference(row)} points."
-    )
+    """What a theme comes to, for a review: its verdicts counted, and what they rest on."""
+    frame = frame[(frame["theme"] == theme) & (frame["measure"] != CHECKED)]
+    if frame.empty:
+        return ""
+    kinds = frame["verdict"].str.replace(" at n.*", "", regex=True)
+    counts = [f"{kind} {count}" for kind, count in kinds.value_counts().items()]
+    decided = [
+        f"{row.compared}, {difference(row)} ({row.measure}, n = {row.n}): {row.verdict}"
+        for row in frame[kinds.isin(("supported", "contradicted", EQUAL))].itertuples()
+    ]
+    said = f"Comparisons: {len(frame)}; {', '.join(counts)}."
+    return f"{said} {'; '.join(decided)}." if decided else said
 
 
 def show(frame: pd.DataFrame, theme: str = "") -> str:

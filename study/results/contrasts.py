@@ -36,8 +36,9 @@ Scores = Mapping[str, Mapping[int, float]]
 #: Percentage points that are taken for no difference.
 MARGIN = 0.5
 EQUAL = f"equal within {MARGIN}"
+UNDECIDED = "undecided"
 #: What is said of a contrast of real data with enough seeds.
-VERDICTS = ("higher", "lower", EQUAL, "undecided")
+VERDICTS = ("higher", "lower", EQUAL, UNDECIDED)
 #: How little could be seen: see :func:`estimate`.
 BOUNDS = ("p_equivalence", "low_90", "high_90", "detectable", "detectable_holm", "seeds")
 #: No estimate: a run is missing, or no seed is common.
@@ -63,9 +64,12 @@ def t_test(weights: Weights, scores: Scores) -> dict:
 
 
 def same_data(weights: Weights, results: Results) -> bool:
-    """Whether the runs that were made had the same data; a change of a scale's data parts them."""
-    data = [results[run].data for run in weights if results[run]]
-    return all(other == data[0] for other in data[1:])
+    """Whether the runs that were made had the same data, and as many steps of the same schedule.
+
+    A change of a scale parts the results made before it from those made after it.
+    """
+    trained = [results[run].trained_on for run in weights if results[run]]
+    return all(other == trained[0] for other in trained[1:])
 
 
 def estimate(
@@ -79,10 +83,11 @@ def estimate(
 
     With ``family``, the number of contrasts that are taken together, also the :data:`BOUNDS`, for
     accuracies in percent; NaN below five seeds. ``p_equivalence`` is p of two one-sided tests
-    against ±:data:`MARGIN` and belongs to the interval from low_90 to high_90; ``detectable`` the
+    against ±:data:`MARGIN`, and before it is corrected (:func:`decide`) belongs to the interval
+    from low_90 to high_90; ``detectable`` the
     true difference that this n finds in four of five such experiments at 5 %, ``detectable_holm``
     at 5 % over the family, Holm's first step; ``seeds`` those with which two one-sided tests would
-    find "no difference" as often, if there were none.
+    find "no difference" as often at that level, if there were none.
     """
     bounds = dict.fromkeys(BOUNDS if family else (), math.nan)
     if not all(results[run] for run in weights) or not same_data(weights, results):
@@ -93,7 +98,7 @@ def estimate(
     if family and found["n"] >= PAIRS_FOR_VERDICT:
         c = on_seeds(weights, scores)
         least = (detectable(c, level) for level in (LEVEL, LEVEL / family))
-        known = (*equivalence(c, MARGIN), *least, seeds_needed(c, MARGIN))
+        known = (*equivalence(c, MARGIN), *least, seeds_needed(c, MARGIN, LEVEL / family))
         bounds = dict(zip(BOUNDS, known, strict=True))
     return found | bounds if found["n"] else NONE | bounds
 
@@ -128,7 +133,8 @@ def every_epoch(
     If every mean difference has the claimed sign, p is the greatest of the epochs' (an
     intersection-union test, Berger 1982). If some have the other sign, one of them is enough to
     contradict the claim, and p is their smallest times the number of epochs (Bonferroni). Reported
-    is the epoch of that p; without one, the epoch that speaks most against the claim.
+    is the epoch of that p, without an interval, which would be of a chosen epoch; without such a p,
+    the epoch that speaks most against the claim.
     """
     length = min((len(c) for run in weights for c in curves[run].values()), default=0)
     found = [
@@ -142,7 +148,7 @@ def every_epoch(
     tested = [each for each in contrary if not math.isnan(each["p"])]
     if tested:
         worst = min(tested, key=lambda each: each["p"])
-        return worst | {"p": min(1.0, worst["p"] * length)}
+        return worst | {"p": min(1.0, worst["p"] * length), "low": math.nan, "high": math.nan}
     if contrary or any(math.isnan(each["p"]) for each in found):
         return min(found, key=lambda each: each["difference"] * sign) | {"p": math.nan}
     return max(found, key=lambda each: each["p"])
@@ -154,7 +160,7 @@ def decide(frame: pd.DataFrame, family: int | None = None, *, every: bool = Fals
     Holm's correction is over what can decide, real data and five seeds, or over ``every`` row that
     has a p; over ``family`` tests where some are still to be made. Verdicts: *higher* or *lower*
     where p_holm is below 5 %; *equal within* :data:`MARGIN` where p_equivalence is; else
-    *undecided*; or why there is none.
+    *undecided*; or why there is none. Either kind is wrong anywhere in the frame with at most 5 %.
     """
     frame = frame.copy()
     decides = frame["real"].astype(bool) & (frame["n"] >= PAIRS_FOR_VERDICT)
@@ -175,4 +181,4 @@ def _verdict(row) -> str:
     if row.p_holm < LEVEL:
         return "higher" if row.difference > 0 else "lower"
     equal = getattr(row, "p_equivalence", math.nan) < LEVEL
-    return EQUAL if equal else "undecided"
+    return EQUAL if equal else UNDECIDED

@@ -88,18 +88,24 @@ def compare(
     scale: str,
     measure: str = "accuracy",
     home: Path | None = None,
+    *,
+    family: int = 0,
+    common: bool = False,
 ) -> pd.DataFrame:
-    """Each contrast on the seeds that all its runs have.
+    """Each contrast on the seeds that all its runs have; with ``common``, that all runs have.
 
     Columns: contrast, difference, low, high (95 %), p, p_holm, n, verdict, and the bounds that
     :func:`study.results.contrasts.estimate` explains, which are of accuracy only. The family of
-    Holm's correction is ``contrasts``, those that have not run too.
+    Holm's correction is ``contrasts``, those that have not run too, or ``family`` of them.
 
     Raises:
         ValueError: two runs of a contrast were made on different data.
     """
-    results, family = Results(scale, home), len(contrasts)
-    rows = []
+    results, family, rows = Results(scale, home), family or len(contrasts), []
+    if common:
+        runs = [results[run] for weights in contrasts.values() for run in weights]
+        shared = set.intersection(*(set(run.result["seeds"]) for run in runs if run))
+        results = Results(scale, home, sorted(shared))
     for name, weights in contrasts.items():
         if not same_data(weights, results):
             raise ValueError(f"{name}: its runs are of different data: make the older ones again")
@@ -186,7 +192,7 @@ def show_bounds(frame: pd.DataFrame) -> str:
         "90 % interval": [f"[{rounded(row.low_90)}, {rounded(row.high_90)}]" for row in rows],
         "detectable": [rounded(row.detectable) for row in rows],
         f"detectable (Holm, {len(frame)})": [rounded(row.detectable_holm) for row in rows],
-        f"seeds for ±{MARGIN}": [f"{row.seeds:.0f}" for row in rows],
+        f"seeds for ±{MARGIN} (Holm, {len(frame)})": [f"{row.seeds:.0f}" for row in rows],
     }
     return markdown(shown)
 
@@ -208,7 +214,8 @@ def answer(scale: str, home: Path | None = None) -> str:
         for e, name in EXCITATIONS.items()
         if all(results[cell(e, ws)] for ws in (False, True))
     }
-    frame = compare(effects(cells(done)), scale, home=home)
+    family = len(effects(cells()))
+    frame = compare(effects(cells(done)), scale, home=home, family=family)
     rows = {row.contrast: row for row in frame.itertuples()}
     if not done or not rows["WS"].n:
         return "The factorial is not complete yet."
@@ -216,16 +223,21 @@ def answer(scale: str, home: Path | None = None) -> str:
     def said(row) -> str:
         return f"{difference(row)} points ({row.verdict}, n = {row.n})"
 
-    means = [f"{name} by {said(rows[f'{name}, mean of both'])}" for name in done.values()]
+    means = [f"{name} {said(rows[f'{name}, mean of both'])}" for name in done.values()]
     shown = "ours" if "ours" in done else next(iter(done))
-    name, plain = done[shown], cell()
-    mixed = pd.Series(estimate(pair(cell(shown, True), plain), results))
+    name, plain, ws = done[shown], cell(), cell("", True)
+    mixed, alone = (
+        pd.Series(estimate(pair(run, plain), results)) for run in (cell(shown, True), ws)
+    )
     return (
-        f"Standardization changes the test accuracy by {said(rows['WS'])}, the mean over "
-        f"{len(done) + 1} pairs of cells. Excitation, with and without standardization together, "
-        f"changes it as follows: {'; '.join(means)}. A comparison as most of the thesis's are, "
-        f"{name} with standardization against a plain network without, shows {difference(mixed)} "
-        f"points; against standardization alone {name} adds {said(rows[f'{name}, with WS'])}."
+        f"Weight standardization changes the test accuracy by {said(rows['WS'])}, the mean over "
+        f"{len(done) + 1} pairs of networks that differ in nothing else. What excitation changes, "
+        f"the mean of its differences with and without standardization, is {'; '.join(means)}. "
+        f"Compared as the thesis does, {name} with standardization against a plain network "
+        f"without, the difference is {difference(mixed)} points: of these standardization alone "
+        f"has {difference(alone)}, and {name} adds {said(rows[f'{name}, with WS'])}. (One peak "
+        f"rate, one training subset and test set; each 95 % interval for itself, verdicts by "
+        f"Holm's correction over {family} contrasts.)"
     )
 
 

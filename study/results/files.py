@@ -53,6 +53,12 @@ class Run:
         return self.data["dataset"]
 
     @property
+    def trained_on(self) -> tuple:
+        """What has to be equal for two runs to be compared: data, epochs, batch and schedule."""
+        train = self.result.get("config", {}).get("train", {})
+        return self.data, *(train.get(key) for key in ("epochs", "batch", "schedule"))
+
+    @property
     def metric(self) -> str:
         """What ``test_last`` and the like are of, in percent."""
         return self.result.get("metric", "accuracy")

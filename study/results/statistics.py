@@ -79,13 +79,15 @@ def detectable(differences: Sequence[float], level: float = LEVEL, power: float 
     return optimize.brentq(missed, 0, 2 * edge + 3) * error
 
 
-def seeds_needed(differences: Sequence[float], margin: float, power: float = 0.8) -> int:
-    """The seeds for which :func:`equivalence` gives 5 % with this power where there is no effect.
+def seeds_needed(
+    differences: Sequence[float], margin: float, level: float = LEVEL, power: float = 0.8
+) -> int:
+    """The seeds for which :func:`equivalence` gives ``level`` with this power, without an effect.
 
     From the sd of ``differences``, taken as the true one: the least n at which |m| stays below
-    margin − t(0.95, n − 1)·sd/√n with probability ``power`` or more. That probability is taken as
-    2·P(T > t(0.95, n − 1)) − 1, T noncentral t of n − 1 degrees of freedom and noncentrality
-    margin·√n/sd.
+    margin − t(1 − level, n − 1)·sd/√n with probability ``power`` or more. That probability is taken
+    as 2·P(T > t(1 − level, n − 1)) − 1, T noncentral t of n − 1 degrees of freedom and
+    noncentrality margin·√n/sd.
     """
     from scipy import stats
 
@@ -93,7 +95,7 @@ def seeds_needed(differences: Sequence[float], margin: float, power: float = 0.8
     sd = error * math.sqrt(n)
 
     def found(n: int) -> float:
-        edge = stats.t.ppf(1 - LEVEL, n - 1)
+        edge = stats.t.ppf(1 - level, n - 1)
         return 2 * stats.nct.sf(edge, n - 1, margin * math.sqrt(n) / sd) - 1
 
     # SciPy gives NaN where the noncentrality is so large that the power is 1.

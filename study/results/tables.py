@@ -14,7 +14,7 @@ import pandas as pd
 
 from study.files import read_yaml, root, write_json, write_text
 from study.plan import SCALES, keys
-from study.results.contrasts import EQUAL, NONE, VERDICTS, decide, estimate, pair
+from study.results.contrasts import NONE, UNDECIDED, VERDICTS, decide, estimate, pair
 from study.results.files import EMBEDDED, Results, Run, largest_first
 from study.results.measures import gap, rough
 from study.results.text import latex, markdown, readable, rounded
@@ -89,9 +89,11 @@ def table(
 ) -> pd.DataFrame:
     """One table as a frame, a row for each of the thesis's and of ours; of ``seeds``, if given.
 
-    Columns: row, run, data, thesis, mean, sd, n, difference, low, high, p, p_holm, p_equivalence,
-    verdict, gap, roughness, parameters, seconds, metric, pixels, status, remark. ``mean`` is of the
-    metric, accuracy or mean IoU, in percent, and differences are in percentage points. ``gap`` is
+    Columns: row, run, data, thesis, mean, sd, n, against, pairs, difference, low, high, p, p_holm,
+    p_equivalence, verdict, gap, roughness, parameters, seconds, metric, pixels, status, remark.
+    ``mean`` is of the metric, accuracy or mean IoU, in percent. ``against`` is the row that a
+    difference, in percentage points, is to, on so many ``pairs`` of seeds: the plain row, or, of a
+    row with weight standardization, the row with nothing else. ``gap`` is
     training minus validation accuracy after the last epoch, ``roughness`` that of the validation's
     curve (:func:`study.results.statistics.roughness`); both are means over seeds, and NaN where a
     scale has no validation split. ``seconds`` is the time of a seed, with real data, ``pixels``
@@ -105,27 +107,50 @@ def table(
 
 
 def _frame(entry: dict, results: Results, protocol: str) -> pd.DataFrame:
-    plain = next(row["run"] for row in entry["rows"] if row.get("plain"))
     runs = [row.get("run", "") for row in entry["rows"]]
+    references = _references(entry, results)
 
     def score(made: Run) -> dict[int, float]:
         return made.last(protocol)
 
     contrasts = [
-        NONE
-        if run in ("", plain)
-        else estimate(pair(run, plain), results, score, family=len(runs) - 1)
-        for run in runs
+        estimate(pair(run, reference), results, score, family=len(runs) - 1) if reference else NONE
+        for run, reference in zip(runs, references, strict=True)
     ]
-    decided = decide(pd.DataFrame(contrasts), every=True).drop(columns=["data", "real", "n"])
+    decided = decide(pd.DataFrame(contrasts), every=True).drop(columns=["data", "real"])
+    decided = decided.rename(columns={"n": "pairs"})
     # Why a row has no verdict, its status and the caption say.
     decided["verdict"] = decided["verdict"].where(decided["verdict"].isin(VERDICTS), "")
+    names = {row.get("run", ""): row["row"] for row in reversed(entry["rows"])}
+    decided["against"] = [names[reference] if reference else "" for reference in references]
     rows = pd.DataFrame([_row(row, results, protocol) for row in entry["rows"]])
     columns = (
-        "row run data thesis mean sd n difference low high p p_holm p_equivalence verdict gap "
-        "roughness parameters seconds metric pixels status remark"
+        "row run data thesis mean sd n against pairs difference low high p p_holm p_equivalence "
+        "verdict gap roughness parameters seconds metric pixels status remark"
     )
     return rows.join(decided)[columns.split()]
+
+
+def _references(entry: dict, results: Results) -> list[str]:
+    """The run that each row's difference is to: the plain row's, or, of a row with weight
+    standardization, that of the row with nothing else, where the table has both."""
+    plain = next(row["run"] for row in entry["rows"] if row.get("plain"))
+    runs = [row.get("run", "") for row in entry["rows"]]
+    settings = {run: _settings(results[run]) for run in runs if run and results[run]}
+    bare = settings.get(plain, {})
+    standardized = next(
+        (run for run, we in settings.items() if we == bare | {"standardize": True} != bare), ""
+    )
+    found = []
+    for run in runs:
+        with_ws = standardized not in ("", run) and settings.get(run, {}).get("standardize")
+        reference = standardized if with_ws else plain
+        found.append(reference if run not in ("", plain) else "")
+    return found
+
+
+def _settings(run: Run) -> dict:
+    return run.result["config"].get("we", {})
 
 
 def _row(row: dict, results: Results, protocol: str) -> dict:
@@ -205,7 +230,7 @@ def _shown(number: str, entry: dict, results: Results, protocol: str, runs: str 
         frame,
         readable(frame, curves=entry.get("curves", False), cost=entry.get("cost", False)),
         _caption(number, entry, frame, results, protocol),
-        _reading(entry, frame),
+        _reading(frame),
     )
 
 
@@ -218,14 +243,19 @@ def _caption(number: str, entry: dict, frame: pd.DataFrame, results: Results, pr
         images = _span(run.data["train"] for run in made)
         epochs = _span(run.result["config"]["train"]["epochs"] for run in made)
         measured = PROTOCOLS[protocol].format(" and ".join(sorted(set(ran["metric"]))))
+        sides = {"×".join(map(str, run.data.get("image_size", ()))) for run in made} - {""}
+        pixels = f" of {' or '.join(sorted(sides))} pixels" if sides else ""
+        reference = "the plain row" + (
+            ", or of a row with WS to WS alone," if ran["against"].nunique() > 2 else ""
+        )
         shown = (
-            f"ours on {_sets(ran)}, {images} training images for "
-            f"{epochs} epochs, n = {_span(ran['n'])}, {measured}; mean ± sd, and the "
-            "difference to the plain row with its 95 % interval."
+            f"ours on {_sets(ran)}, {images} training images{pixels} for "
+            f"{epochs} epochs, n = {_span(ran['n'])}, {measured}; mean ± sd, and the difference to "
+            f"{reference} on equal seeds with its 95 % interval."
         )
         if not any(frame["verdict"]) and frame["difference"].notna().any():
             verdict = " No verdict: it takes real data and five seeds."
-    theirs = "The thesis" if frame["thesis"].notna().any() else "Ours"
+    theirs = "The thesis" if frame["thesis"].notna().any() else "As planned"
     remarks = set(frame["remark"])
     every = f" Every row: {remarks.pop()}." if len(remarks) == 1 and any(remarks) else ""
     return (
@@ -234,27 +264,22 @@ def _caption(number: str, entry: dict, frame: pd.DataFrame, results: Results, pr
     )
 
 
-def _reading(entry: dict, frame: pd.DataFrame) -> str:
-    """What a table with verdicts shows, in a sentence."""
-    plain = next(row["row"] for row in entry["rows"] if row.get("plain"))
-    rows = frame[frame["verdict"] != ""]
-    if rows.empty:
-        return ""
-    found = {
-        verdict: [f"{row.row} ({rounded(row.difference, '+')})" for row in these.itertuples()]
-        for verdict, these in rows.groupby("verdict")
-    }
-    parts = [
-        f"{', '.join(found[verdict])} {'is' if len(found[verdict]) == 1 else 'are'} {verdict}"
-        for verdict in ("higher", "lower", EQUAL)
-        if verdict in found
-    ]
-    undecided = len(found.get("undecided", ()))
-    if undecided == len(rows):
-        parts = ["no row is shown to be higher, lower, or equal within half a point"]
-    elif undecided:
-        parts.append(f"the other {undecided} undecided" if undecided > 1 else "one is undecided")
-    return f"Against {plain}: {'; '.join(parts)}."
+def _reading(frame: pd.DataFrame) -> str:
+    """What a table with verdicts shows, a sentence for each row that others are compared with."""
+    decided, sentences = frame[frame["verdict"] != ""], []
+    for against, rows in decided.groupby("against", sort=False):
+        parts = []
+        for verdict in VERDICTS:
+            found = rows[rows["verdict"] == verdict]
+            named = [f"{row.row} ({rounded(row.difference, '+')})" for row in found.itertuples()]
+            if named:
+                who = str(len(named)) if verdict == UNDECIDED else ", ".join(named)
+                parts.append(f"{who} {'is' if len(named) == 1 else 'are'} {verdict}")
+        sentences.append(f"Against {against}, {'; '.join(parts)}.")
+    without = (frame["against"] != "").sum() - len(decided)
+    if len(decided) and without:
+        sentences.append(f"{without} {'row has' if without == 1 else 'rows have'} no verdict yet.")
+    return " ".join(sentences)
 
 
 def _sets(ran: pd.DataFrame) -> str:

@@ -57,6 +57,10 @@ def readable(frame: pd.DataFrame, *, curves: bool = False, cost: bool = False) -
         "n": [str(row.n) if row.n else "–" for row in rows],
         "difference": [difference(row) for row in rows],
     }
+    if frame.loc[frame["difference"].notna(), "against"].nunique() > 1:
+        shown["against"] = [row.against or "–" for row in rows]
+    if (frame["difference"].notna() & (frame["pairs"] != frame["n"])).any():
+        shown["pairs"] = [str(row.pairs) if row.pairs else "–" for row in rows]
     if frame["pixels"].notna().any():
         shown["pixels (%)"] = [rounded(row.pixels) for row in rows]
     if cost:

@@ -87,24 +87,28 @@ def test_every_verdict_by_hand(home):
     ]
     assert frame.loc["Better", "difference"] == pytest.approx(2.2)
     assert frame.loc["Better", "p"] == pytest.approx(p_of(11))
-    # Four tests have a p: the three of t = 11 are times 4, and Holm's order leaves them there.
-    assert frame.loc["Better", "p_holm"] == pytest.approx(4 * p_of(11))
+    # Five are tested, one of them later: those of t = 11 are times 5, and Holm's order leaves them.
+    assert frame.loc["Better", "p_holm"] == pytest.approx(5 * p_of(11))
     assert frame.loc["Code", "found"] == "SE, CBAM, BAM, Triplet"
 
 
 def test_a_theme_in_a_sentence(home):
+    """Of what runs decide: code's check is no comparison."""
+    better = "better − plain, +2.20 [1.64, 2.76] (accuracy (points), n = 5)"
     assert claims.summary(claims.evaluate(home), "Theme") == (
-        "Of 6 comparisons, 2 support their claims, 2 contradict their claims, 1 is undecided, "
-        "1 has no real data yet. Of those on accuracy the one with most seeds, noisy − plain on "
-        "cifar100 (n = 5), finds +0.20 [−2.63, 3.03] points."
+        "Comparisons: 5; contradicted 2, supported 1, undecided 1, not run 1. "
+        f"{better}: supported; {better}: contradicted; {better}: contradicted."
     )
 
 
-def test_a_loss_does_not_contradict_that_nothing_is_gained(home):
+def test_a_loss_supports_that_nothing_is_gained_and_a_gain_that_nothing_is_lost(home):
+    (home / "claims.yaml").write_text(CLAIMS.replace("expects: higher", "expects: not lower", 1))
+    assert claims.evaluate(home).set_index("claim").loc["Better", "verdict"] == "supported"
     put(home, "gpu", "better", [score - 5 for score in BETTER])
     frame = claims.evaluate(home).set_index("claim")
     assert frame.loc["No gain", "p_holm"] < 0.05
-    assert frame.loc["No gain", "verdict"] == "undecided at n = 5"
+    assert frame.loc["No gain", "verdict"] == "supported"
+    assert frame.loc["Better", "verdict"] == "contradicted"
 
 
 def test_equality_within_half_a_point_is_shown_and_supports_that_nothing_is_gained(home):
@@ -144,7 +148,7 @@ def test_the_best_scale_is_taken(home):
     put(home, "gpu", "better", BETTER[:3])
     assert taken() == ("cpu", 6, "supported")
     put(home, "cpu", "better", BETTER[:4])
-    assert taken() == ("cpu", 4, "undecided at n = 4")
+    assert taken() == ("cpu", 4, "no verdict: n < 5")
     for scale in ("cpu", "gpu"):
         put(home, scale, "better", BETTER, dataset="digits100")
     assert taken() == ("demo", 6, "no verdict: embedded data")  # other data are no pairs

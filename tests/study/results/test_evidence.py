@@ -66,13 +66,26 @@ def test_the_main_effect_is_the_mean_over_cells(home):
     frame = evidence.compare(evidence.effects(evidence.cells()), "cpu", home=home)
     assert frame["difference"][0] == pytest.approx((4 + 6 + 4 - 1) / 4)
     said = evidence.answer("cpu", home)
-    assert "by +3.25 [3.25, 3.25] points" in said and "magnitude by −2.50 [" in said
-    assert "CBAM with skips with standardization against a plain network without, shows" in said
+    assert "by +3.25 [3.25, 3.25] points" in said and "magnitude −2.50 [" in said
+    # CBAM with skips is noise: what it shows against plain is the four points of WS.
+    assert "the difference is +4.00 [3.80, 4.20] points: of these standardization alone" in said
+    assert "has +4.00 [4.00, 4.00], and CBAM with skips adds +0.00 [" in said
+
+
+def test_a_family_and_its_seeds_can_be_given(home):
+    put(home, "evidence-se", [y + 1 for y in PLAIN[:3]])
+    contrasts = evidence.effects(evidence.cells({"se": "SE", "ours": "CBAM with skips"}))
+    assert set(evidence.compare(contrasts, "cpu", home=home)["n"]) == {3, 5}
+    assert set(evidence.compare(contrasts, "cpu", home=home, common=True)["n"]) == {3}
+    some = evidence.pairs(("evidence-ours", "evidence-plain"))
+    alone, of_many = (evidence.compare(some, "cpu", home=home, family=family) for family in (0, 10))
+    assert of_many["p_equivalence"][0] == pytest.approx(10 * alone["p_equivalence"][0])
 
 
 def test_an_answer_is_of_the_cells_that_have_run(home):
     said = evidence.answer("cpu", home)
-    assert "the mean over 3 pairs of cells" in said and "magnitude" not in said
+    assert "the mean over 3 pairs of networks" in said and "magnitude" not in said
+    assert "Holm's correction over 13 contrasts" in said, "those to come are counted"
     assert evidence.answer("gpu", home) == "The factorial is not complete yet."
 
 

@@ -152,18 +152,54 @@ def test_real_data_stand_first_and_embedded_below_and_apart(home):
 
 
 def test_a_sentence_says_what_a_table_shows(home):
-    assert results.show("1", "cpu", home=home).endswith(
-        "Against Plain: Better (+2.20) is higher; one is undecided."
-    )
+    def end() -> str:
+        return results.show("1", "cpu", home=home).rpartition("\n\n")[2]
+
+    last = "1 row has no verdict yet."
+    assert end() == f"Against Plain, Better (+2.20) is higher; 1 is undecided. {last}"
     put(home, "better", [10.1, 10.9, 12.1, 12.9, 14.0])
-    shown = results.show("1", "cpu", home=home)
-    assert shown.endswith("Better (+0.00) is equal within 0.5; one is undecided.")
+    assert end() == f"Against Plain, Better (+0.00) is equal within 0.5; 1 is undecided. {last}"
     put(home, "better", [14.0, 13.0, 12.0, 11.0, 10.0])
-    shown = results.show("1", "cpu", home=home)
-    assert shown.endswith("no row is shown to be higher, lower, or equal within half a point.")
+    assert end() == f"Against Plain, 2 are undecided. {last}"
     put(home, "better", [8.0, 9.0])  # too few seeds for a verdict
     put(home, "noisy", [8.0, 9.0])
-    assert "Against" not in results.show("1", "cpu", home=home)
+    assert "Against" not in end()
+
+
+def test_a_row_with_standardization_is_compared_with_standardization_alone(home):
+    for name, we in (
+        ("plain", {"standardize": False, "attention": "none"}),
+        ("better", {"standardize": True, "attention": "none"}),
+        ("noisy", {"standardize": True, "attention": "se"}),
+    ):
+        path = home / "results" / "cpu" / f"{name}.json"
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"config": result["config"] | {"we": we}}))
+    frame = results.table("1", "cpu", home=home).set_index("row")
+    assert frame.loc["Better", "against"] == "Plain"
+    assert frame.loc["Noisy", "against"] == "Better"
+    assert frame.loc["Noisy", "difference"] == pytest.approx(0.2 - 2.2)
+    shown = results.show("1", "cpu", home=home)
+    assert "the difference to the plain row, or of a row with WS to WS alone," in shown
+    assert "| against" in shown and "Against Better, 1 is undecided." in shown
+
+
+def test_a_difference_says_on_how_many_pairs_it_is(home):
+    put(home, "better", [12.0, 13.0, 14.0])
+    frame = results.table("1", "cpu", home=home).set_index("row")
+    assert frame.loc["Better", "pairs"] == 3 and "| pairs" not in results.show(
+        "1", "cpu", home=home
+    )
+    put(home, "plain", [10.0, 11.0])
+    assert "| pairs" in results.show("1", "cpu", home=home)
+
+
+def test_other_schedules_are_not_compared(home):
+    path = home / "results" / "cpu" / "better.json"
+    result = json.loads(path.read_text())
+    result["config"]["train"]["epochs"] += 1
+    path.write_text(json.dumps(result))
+    assert results.table("1", "cpu", home=home).set_index("row").loc["Better", "pairs"] == 0
 
 
 def test_a_caption_says_how_much_was_trained(home):
