@@ -144,7 +144,7 @@ def named(found: re.Match, numbered: dict[str, str]) -> str:
     anchor = f"{kind}-{number}".lower().replace(".", "-")
     if anchor in numbered:
         return ""
-    setting = re.match(r"\. (?:The thesis|Ours)(:[^.]+)", found.string[found.end() :])
+    setting = re.match(r"\. (?:The thesis|As planned)(:[^.]+)", found.string[found.end() :])
     numbered[anchor] = escape(f"{number} {title.strip()}{setting[1] if setting else ''}")
     return f":name: {anchor}\n"
 

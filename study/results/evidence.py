@@ -130,7 +130,7 @@ def rates(scale: str, home: Path | None = None) -> pd.DataFrame:
     results, rows = Results(scale, home), []
     for key in cells():
         tried = {run: results[run] for run in (cell(*key, rate) for rate in RATES)}
-        if not all(tried.values()):
+        if not all(tried.values()) or not same_data(tried, results):
             continue
         lr = {name: run.result["config"]["train"]["lr"] for name, run in tried.items()}
         scores, _ = _validation(tried)

@@ -438,7 +438,7 @@ def test_code_is_shown_when_asked(visit):
 
 def test_a_table_that_stands_again_has_no_second_name():
     numbered = {}
-    text = "Table 6.2. Ten epochs. Ours: x.\n\n| a |\n|---|\n| b |"
+    text = "Table 6.2. Ten epochs. As planned: x.\n\n| a |\n|---|\n| b |"
     first, again = (book.tables(text, numbered) for _ in range(2))
     assert ":name: table-6-2\n" in first and ":name:" not in again
     assert again == first.replace(":name: table-6-2\n", "") and list(numbered) == ["table-6-2"]
