@@ -6,7 +6,7 @@ and standard deviation are over its seeds; its difference is its contrast with t
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,11 @@ import pandas as pd
 
 from study.files import read_yaml, root, write_json, write_text
 from study.plan import SCALES, keys
-from study.results.contrasts import NONE, UNDECIDED, VERDICTS, decide, estimate, pair
+from study.results.contrasts import NONE, VERDICTS, decide, estimate, pair
 from study.results.files import EMBEDDED, Results, Run, largest_first
 from study.results.measures import gap, rough
-from study.results.text import latex, markdown, readable, rounded
+from study.results.text import PROTOCOLS, caption, latex, markdown, readable, reading, sets
 from wexlib.names import choose
-
-PROTOCOLS = {
-    "test_last": "test {} at the last epoch",
-    "test_best_epoch": "test {} at the best epoch on the test set (the thesis's protocol)",
-}
 
 #: What a row shows of its run.
 _NUMBERS = ("mean", "sd", "pixels", "gap", "roughness", "parameters", "seconds")
@@ -229,67 +224,9 @@ def _shown(number: str, entry: dict, results: Results, protocol: str, runs: str 
     return Shown(
         frame,
         readable(frame, curves=entry.get("curves", False), cost=entry.get("cost", False)),
-        _caption(number, entry, frame, results, protocol),
-        _reading(frame),
+        caption(number, entry, frame, results, protocol),
+        reading(frame),
     )
-
-
-def _caption(number: str, entry: dict, frame: pd.DataFrame, results: Results, protocol: str) -> str:
-    """What a table shows: scale, data, epochs, number of seeds, protocol, and what to know."""
-    ran = frame[frame["n"] > 0]
-    shown, verdict = "nothing was run.", ""
-    if len(ran):
-        made = [results[run] for run in ran["run"]]
-        images = _span(run.data["train"] for run in made)
-        epochs = _span(run.result["config"]["train"]["epochs"] for run in made)
-        measured = PROTOCOLS[protocol].format(" and ".join(sorted(set(ran["metric"]))))
-        sides = {"×".join(map(str, run.data.get("image_size", ()))) for run in made} - {""}
-        pixels = f" of {' or '.join(sorted(sides))} pixels" if sides else ""
-        reference = "the plain row" + (
-            ", or of a row with WS to WS alone," if ran["against"].nunique() > 2 else ""
-        )
-        shown = (
-            f"ours on {_sets(ran)}, {images} training images{pixels} for "
-            f"{epochs} epochs, n = {_span(ran['n'])}, {measured}; mean ± sd, and the difference to "
-            f"{reference} on equal seeds with its 95 % interval."
-        )
-        if not any(frame["verdict"]) and frame["difference"].notna().any():
-            verdict = " No verdict: it takes real data and five seeds."
-    theirs = "The thesis" if frame["thesis"].notna().any() else "As planned"
-    remarks = set(frame["remark"])
-    every = f" Every row: {remarks.pop()}." if len(remarks) == 1 and any(remarks) else ""
-    return (
-        f"Table {number}. {entry['title']}. {theirs}: {entry['setting']}. "
-        f"Scale {results.scale}: {shown}{verdict}{every} {entry.get('remark', '')}".strip()
-    )
-
-
-def _reading(frame: pd.DataFrame) -> str:
-    """What a table with verdicts shows, a sentence for each row that others are compared with."""
-    decided, sentences = frame[frame["verdict"] != ""], []
-    for against, rows in decided.groupby("against", sort=False):
-        parts = []
-        for verdict in VERDICTS:
-            found = rows[rows["verdict"] == verdict]
-            named = [f"{row.row} ({rounded(row.difference, '+')})" for row in found.itertuples()]
-            if named:
-                who = str(len(named)) if verdict == UNDECIDED else ", ".join(named)
-                parts.append(f"{who} {'is' if len(named) == 1 else 'are'} {verdict}")
-        sentences.append(f"Against {against}, {'; '.join(parts)}.")
-    without = (frame["against"] != "").sum() - len(decided)
-    if len(decided) and without:
-        sentences.append(f"{without} {'row has' if without == 1 else 'rows have'} no verdict yet.")
-    return " ".join(sentences)
-
-
-def _sets(ran: pd.DataFrame) -> str:
-    return " and ".join(sorted(set(ran["data"])))
-
-
-def _span(values: Iterable[int]) -> str:
-    """``3``, or ``2 to 8``."""
-    found = {int(value) for value in values}
-    return " to ".join(f"{value:,}" for value in sorted({min(found), max(found)}))
 
 
 def show(
@@ -329,7 +266,7 @@ def show(
     texts = [tables[first].markdown]
     beside = {each: shown for each, shown in real.items() if each != first}
     if beside:
-        names = [f"{each}, on {_sets(s.frame[s.frame['n'] > 0])}" for each, s in beside.items()]
+        names = [f"{each}, on {sets(s.frame[s.frame['n'] > 0])}" for each, s in beside.items()]
         columns = {"row": next(iter(beside.values())).readable["row"]}
         for each, shown in beside.items():
             for key in ("ours (%)", "n", "difference"):

@@ -1,9 +1,17 @@
-"""Numbers and frames as a reader sees them: Markdown and LaTeX."""
+"""Numbers, frames and their captions as a reader sees them: Markdown and LaTeX."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
+
+from study.results.contrasts import UNDECIDED, VERDICTS
+from study.results.files import Results
+
+PROTOCOLS = {
+    "test_last": "test {} at the last epoch",
+    "test_best_epoch": "test {} at the best epoch on the test set (the thesis's protocol)",
+}
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -78,6 +86,64 @@ def readable(frame: pd.DataFrame, *, curves: bool = False, cost: bool = False) -
     # What is to be said of every row, the caption says.
     remarks = {} if frame["remark"].nunique() == 1 else {"remark": [row.remark for row in rows]}
     return pd.DataFrame(shown | remarks)
+
+
+def caption(number: str, entry: dict, frame: pd.DataFrame, results: Results, protocol: str) -> str:
+    """What a table shows: scale, data, epochs, number of seeds, protocol, and what to know."""
+    ran = frame[frame["n"] > 0]
+    shown, verdict = "nothing was run.", ""
+    if len(ran):
+        made = [results[run] for run in ran["run"]]
+        images = _span(run.data["train"] for run in made)
+        epochs = _span(run.result["config"]["train"]["epochs"] for run in made)
+        measured = PROTOCOLS[protocol].format(" and ".join(sorted(set(ran["metric"]))))
+        sides = {"×".join(map(str, run.data.get("image_size", ()))) for run in made} - {""}
+        pixels = f" of {' or '.join(sorted(sides))} pixels" if sides else ""
+        reference = "the plain row" + (
+            ", or of a row with WS to WS alone," if ran["against"].nunique() > 2 else ""
+        )
+        shown = (
+            f"ours on {sets(ran)}, {images} training images{pixels} for "
+            f"{epochs} epochs, n = {_span(ran['n'])}, {measured}; mean ± sd, and the difference to "
+            f"{reference} on equal seeds with its 95 % interval."
+        )
+        if not any(frame["verdict"]) and frame["difference"].notna().any():
+            verdict = " No verdict: it takes real data and five seeds."
+    theirs = "The thesis" if frame["thesis"].notna().any() else "As planned"
+    remarks = set(frame["remark"])
+    every = f" Every row: {remarks.pop()}." if len(remarks) == 1 and any(remarks) else ""
+    return (
+        f"Table {number}. {entry['title']}. {theirs}: {entry['setting']}. "
+        f"Scale {results.scale}: {shown}{verdict}{every} {entry.get('remark', '')}".strip()
+    )
+
+
+def reading(frame: pd.DataFrame) -> str:
+    """What a table with verdicts shows, a sentence for each row that others are compared with."""
+    decided, sentences = frame[frame["verdict"] != ""], []
+    for against, rows in decided.groupby("against", sort=False):
+        parts = []
+        for verdict in VERDICTS:
+            found = rows[rows["verdict"] == verdict]
+            named = [f"{row.row} ({rounded(row.difference, '+')})" for row in found.itertuples()]
+            if named:
+                who = str(len(named)) if verdict == UNDECIDED else ", ".join(named)
+                parts.append(f"{who} {'is' if len(named) == 1 else 'are'} {verdict}")
+        sentences.append(f"Against {against}, {'; '.join(parts)}.")
+    without = (frame["against"] != "").sum() - len(decided)
+    if len(decided) and without:
+        sentences.append(f"{without} {'row has' if without == 1 else 'rows have'} no verdict yet.")
+    return " ".join(sentences)
+
+
+def sets(ran: pd.DataFrame) -> str:
+    return " and ".join(sorted(set(ran["data"])))
+
+
+def _span(values: Iterable[int]) -> str:
+    """``3``, or ``2 to 8``."""
+    found = {int(value) for value in values}
+    return " to ".join(f"{value:,}" for value in sorted({min(found), max(found)}))
 
 
 def markdown(columns: pd.DataFrame | Mapping[str, list]) -> str:
