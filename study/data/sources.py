@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from study.data import digits, disk
+from study.data import digits, disk, folders
 from study.data.base import Source, from_arrays
 from wexlib.names import choose
 
@@ -178,7 +178,7 @@ def _torchvision(name: str, seed: int) -> Source:
                 f"({' '.join(str(error).split())}): put its files there, as torchvision lays them "
                 "out, and name the folder in WEXLIB_DATA"
             ) from None
-    side = min(disk.SMALL, int(np.median([min(image.size) for image, _ in pictures["train"]])))
+    side = min(folders.SMALL, int(np.median([min(image.size) for image, _ in pictures["train"]])))
     names = getattr(made["train"], "classes", None)
     names = names or [str(i) for i in range(1 + max(label for _, label in pictures["train"]))]
     splits = {
@@ -207,12 +207,12 @@ DATASETS: dict[str, Callable[[int], Source]] = {
         "CIFAR100",
         "CIFAR-100: 60,000 photographs of 32×32 pixels in 100 classes (Krizhevsky 2009).",
     ),
-    "cinic10": disk.cinic10,
-    "tiny-imagenet": disk.tiny_imagenet,
-    "imagenet": disk.imagenet,
-    "voc": disk.voc,
-    "kinetics": disk.kinetics,
-    "jester": disk.jester,
+    "cinic10": folders.cinic10,
+    "tiny-imagenet": folders.tiny_imagenet,
+    "imagenet": folders.imagenet,
+    "voc": folders.voc,
+    "kinetics": folders.kinetics,
+    "jester": folders.jester,
 }
 
 
@@ -226,7 +226,7 @@ def find(dataset: str) -> Callable[[int], Source]:
         ValueError: an unknown name.
     """
     if "/" in str(dataset):
-        return partial(disk.own, dataset)
+        return partial(folders.own, dataset)
     if str(dataset).startswith("torchvision:"):
         return partial(_torchvision, dataset.partition(":")[2])
     return DATASETS[choose(dataset, DATASETS, "dataset")]

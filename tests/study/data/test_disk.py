@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from study.data import audit, disk
+from study.data import audit, disk, folders
 from study.data.datasets import prepare
 from study.data.loader import SPLITS, Stream, load, loader
 from study.data.sources import find
@@ -136,9 +136,9 @@ def home(tmp_path, monkeypatch) -> Path:
     root.mkdir()
     monkeypatch.setenv("WEXLIB_DATA", str(root))
     names = ["abseiling", "air drumming"]
-    known = disk.lines
+    known = folders.lines
     monkeypatch.setattr(
-        disk, "lines", lambda path: names if path.name == "mini_kinetics.txt" else known(path)
+        folders, "lines", lambda path: names if path.name == "mini_kinetics.txt" else known(path)
     )
     return root
 
@@ -285,7 +285,7 @@ def test_tiny_imagenets_validation_images_are_the_test(home):
 def test_mini_kinetics_has_two_hundred_classes():
     names = [
         line
-        for line in disk.lines(Path(disk.__file__).with_name("mini_kinetics.txt"))
+        for line in folders.lines(Path(folders.__file__).with_name("mini_kinetics.txt"))
         if not line.startswith("#")
     ]
     assert len(set(names)) == 200 and names == sorted(names)
