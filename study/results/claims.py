@@ -181,7 +181,7 @@ def summary(frame: pd.DataFrame, theme: str) -> str:
     if frame.empty:
         return ""
     kinds = frame["verdict"].str.replace(" at n.*", "", regex=True)
-    counts = [f"{kind} {count}" for kind, count in kinds.value_counts().items()]
+    counts = [f"{count} {kind}" for kind, count in kinds.value_counts().items()]
     decided = [
         f"{row.compared}, {difference(row)} ({row.measure}, n = {row.n}): {row.verdict}"
         for row in frame[kinds.isin(("supported", "contradicted", EQUAL))].itertuples()

@@ -96,7 +96,7 @@ def test_a_theme_in_a_sentence(home):
     """Of what runs decide: code's check is no comparison."""
     better = "better − plain, +2.20 [1.64, 2.76] (accuracy (points), n = 5)"
     assert claims.summary(claims.evaluate(home), "Theme") == (
-        "Comparisons: 5; contradicted 2, supported 1, undecided 1, not run 1. "
+        "Comparisons: 5; 2 contradicted, 1 supported, 1 undecided, 1 not run. "
         f"{better}: supported; {better}: contradicted; {better}: contradicted."
     )
 
