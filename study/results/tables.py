@@ -88,11 +88,11 @@ def table(
     p_equivalence, verdict, gap, roughness, parameters, seconds, metric, pixels, status, remark.
     ``mean`` is of the metric, accuracy or mean IoU, in percent. ``against`` is the row that a
     difference, in percentage points, is to, on so many ``pairs`` of seeds: the plain row, or, of a
-    row with weight standardization, the row with nothing else. ``gap`` is
-    training minus validation accuracy after the last epoch, ``roughness`` that of the validation's
-    curve (:func:`study.results.statistics.roughness`); both are means over seeds, and NaN where a
-    scale has no validation split. ``seconds`` is the time of a seed, with real data, ``pixels``
-    the accuracy of a segmentation's pixels.
+    row with weight standardization, the row with nothing else. ``gap`` is training minus validation
+    accuracy after the last epoch, ``roughness`` that of the validation accuracy's curve
+    (:func:`study.results.statistics.roughness`); both are means over seeds, and NaN where a scale
+    has no validation split. ``seconds`` is the time of a seed, with real data, ``pixels`` the
+    accuracy of a segmentation's pixels.
     """
     choose(protocol, PROTOCOLS, "protocol")
     home = home or root()

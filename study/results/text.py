@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from study.results.contrasts import UNDECIDED, VERDICTS
-from study.results.files import Results
+from study.results.files import EMBEDDED, Results
 
 PROTOCOLS = {
     "test_last": "test {} at the last epoch",
@@ -107,8 +107,10 @@ def caption(number: str, entry: dict, frame: pd.DataFrame, results: Results, pro
             f"{epochs} epochs, n = {_span(ran['n'])}, {measured}; mean ± sd, and the difference to "
             f"{reference} on equal seeds with its 95 % interval."
         )
-        if not any(frame["verdict"]) and frame["difference"].notna().any():
-            verdict = " No verdict: it takes real data and five seeds."
+        if set(ran["data"]) <= set(EMBEDDED):
+            verdict = " Embedded data: a check of the machinery, no verdict."
+        elif not any(frame["verdict"]) and frame["difference"].notna().any():
+            verdict = " No verdict: it takes five seeds."
     theirs = "The thesis" if frame["thesis"].notna().any() else "As planned"
     remarks = set(frame["remark"])
     every = f" Every row: {remarks.pop()}." if len(remarks) == 1 and any(remarks) else ""

@@ -143,6 +143,7 @@ def test_real_data_stand_first_and_embedded_below_and_apart(home):
     rest = shown.index("Table 1 at other scales: cpu, on cifar100.")
     assert places[0] < rest < shown.index("<details><summary>") < places[1]
     assert "90.50" not in shown[: places[1]] and "90.50" in shown[places[1] :]
+    assert "a check of the machinery, no verdict" in shown[places[1] :]
     assert shown.endswith("</details>")
     only = results.show("1", "demo", home=home)
     assert "Scale gpu" not in only and "90.50" in only
