@@ -66,7 +66,7 @@ def readable(frame: pd.DataFrame, *, curves: bool = False, cost: bool = False) -
         "difference": [difference(row) for row in rows],
     }
     if frame.loc[frame["difference"].notna(), "against"].nunique() > 1:
-        shown["against"] = [row.against or "–" for row in rows]
+        shown["against"] = ["–" if math.isnan(r.difference) else r.against for r in rows]
     if (frame["difference"].notna() & (frame["pairs"] != frame["n"])).any():
         shown["pairs"] = [str(row.pairs) if row.pairs else "–" for row in rows]
     if frame["pixels"].notna().any():
