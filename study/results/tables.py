@@ -123,7 +123,7 @@ def _frame(entry: dict, results: Results, protocol: str) -> pd.DataFrame:
         "row run data thesis mean sd n against pairs difference low high p p_holm p_equivalence "
         "verdict gap roughness parameters seconds metric pixels status remark"
     )
-    return rows.join(decided)[columns.split()]
+    return rows.join(decided).reindex(columns=columns.split())
 
 
 def _references(entry: dict, results: Results) -> list[str]:
