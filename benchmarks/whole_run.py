@@ -48,7 +48,8 @@ def _random_images(train: int, test: int) -> Data:
         )
         for name, n in (("train", train), ("validation", 0), ("test", test))
     }
-    meta = {"dataset": "random pixels", "mean": MEAN, "sd": SD, "pad": 4, "flip": True}
+    meta = {"dataset": "random pixels", "image_shape": [3, 32, 32], "mean": MEAN, "sd": SD}
+    meta |= {"pad": 4, "flip": True}
     return Data(meta, splits)
 
 
